@@ -1,0 +1,258 @@
+//! The recorder's own thread: everything that may block happens here, never on vLLM's threads.
+//!
+//! It keeps one segment ready ahead of the writer, takes clock anchors, unmaps segments that are full and deletes the
+//! oldest ones when the log reaches its bound. It holds no lock that the writer takes, and knows nothing of Python.
+
+use crate::mapping::Mapping;
+use crate::{Error, clock};
+use profilemate_format::head::{ANCHOR_BANKS, Anchor, MAX_ANCHORS, counter};
+use profilemate_format::segment::{HEADER_BYTES, SegmentHeader};
+use profilemate_format::{SEGMENT_EXTENSION, record::RECORD_BYTES};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often the keeper looks. A segment must last longer than this, or records are dropped (and counted).
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Looks between two tries to make a segment once that has failed.
+const LOOKS_BETWEEN_TRIES: u32 = 50;
+
+/// What the writer and its keeper share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The mapped head file.
+    pub(crate) head: Mapping,
+    /// First byte of the segment that comes next; null = none is ready.
+    pub(crate) ready: AtomicPtr<u8>,
+    /// Index of the segment that the writer fills.
+    pub(crate) current: AtomicU64,
+    stop: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Shared {
+    pub(crate) fn new(head: Mapping) -> Self {
+        Self {
+            head,
+            ready: AtomicPtr::new(null_mut()),
+            current: AtomicU64::new(0),
+            stop: Mutex::new(false),
+            wake: Condvar::new(),
+        }
+    }
+}
+
+/// Where segments are made, and how large.
+#[derive(Debug, Clone)]
+pub(crate) struct SegmentPlan {
+    /// Path of the log without extension.
+    pub(crate) base: PathBuf,
+    pub(crate) log_id: [u8; 16],
+    pub(crate) slots: u32,
+    /// Segments that may lie on disk at a time, at least three.
+    pub(crate) most: u64,
+}
+
+impl SegmentPlan {
+    pub(crate) fn path(&self, index: u64) -> PathBuf {
+        let mut name = self.base.clone().into_os_string();
+        name.push(format!(".{index:06}.{SEGMENT_EXTENSION}"));
+        PathBuf::from(name)
+    }
+
+    /// Makes the segment with this index, ready to be written.
+    pub(crate) fn make(&self, index: u64) -> Result<Mapping, Error> {
+        let length = HEADER_BYTES + self.slots as usize * RECORD_BYTES;
+        let (mapping, _file) = Mapping::create(&self.path(index), length)?;
+        let header = SegmentHeader { log_id: self.log_id, index, slots: self.slots };
+        // SAFETY: nobody else knows the mapping yet.
+        unsafe { mapping.write(0, &header.to_bytes()) };
+        Ok(mapping)
+    }
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    thread: JoinHandle<()>,
+}
+
+impl Keeper {
+    /// Starts the thread with the segment that the writer begins with.
+    pub(crate) fn start(shared: Arc<Shared>, plan: SegmentPlan, first: Mapping) -> Result<Self, Error> {
+        let mut state = State {
+            shared,
+            plan,
+            mapped: VecDeque::from([(0, first)]),
+            oldest: 0,
+            looks_until_try: 0,
+            complained: false,
+            anchors: vec![clock::anchor()],
+            next_anchor_after: Duration::from_millis(1),
+        };
+        state.publish_anchors();
+        let thread = std::thread::Builder::new()
+            .name("profilemate".into())
+            // It calls the system and little else.
+            .stack_size(256 << 10)
+            .spawn(move || {
+                // A panic here must end this thread alone; records are then dropped once the segment is full.
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| state.run()));
+            })
+            .map_err(Error::Thread)?;
+        Ok(Self { thread })
+    }
+
+    /// Asks the thread to end and waits until it has.
+    pub(crate) fn stop(self, shared: &Shared) {
+        *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        shared.wake.notify_all();
+        let _ = self.thread.join();
+    }
+}
+
+struct State {
+    shared: Arc<Shared>,
+    plan: SegmentPlan,
+    /// Segments that are mapped, by index.
+    mapped: VecDeque<(u64, Mapping)>,
+    /// Index of the oldest segment on disk.
+    oldest: u64,
+    looks_until_try: u32,
+    complained: bool,
+    anchors: Vec<Anchor>,
+    next_anchor_after: Duration,
+}
+
+impl State {
+    fn run(&mut self) {
+        loop {
+            self.look();
+            let shared = Arc::clone(&self.shared);
+            let stop = shared.stop.lock().unwrap_or_else(PoisonError::into_inner);
+            let wait = INTERVAL.min(self.next_anchor_after);
+            let (stop, _) =
+                shared.wake.wait_timeout_while(stop, wait, |stop| !*stop).unwrap_or_else(PoisonError::into_inner);
+            if *stop {
+                drop(stop);
+                self.anchors.push(clock::anchor());
+                self.publish_anchors();
+                self.remove_unused();
+                return;
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let current = self.shared.current.load(Ordering::Acquire);
+        // The writer never returns to a segment it has left.
+        while self.mapped.front().is_some_and(|(index, _)| *index < current) {
+            self.mapped.pop_front();
+        }
+        self.keep_to_bound(current);
+        let newest = self.mapped.back().map_or(current, |(index, _)| *index);
+        if newest == current {
+            self.make_next(newest + 1);
+        }
+        self.take_anchor();
+    }
+
+    fn make_next(&mut self, index: u64) {
+        if self.looks_until_try > 0 {
+            self.looks_until_try -= 1;
+            return;
+        }
+        match self.plan.make(index) {
+            Ok(mapping) => {
+                let base = mapping.base().as_ptr();
+                self.mapped.push_back((index, mapping));
+                self.shared.head.word(counter::SEGMENTS).store(index + 1, Ordering::Release);
+                self.shared.ready.store(base, Ordering::Release);
+                self.complained = false;
+            }
+            Err(error) => {
+                self.looks_until_try = LOOKS_BETWEEN_TRIES;
+                if !self.complained {
+                    self.complained = true;
+                    complain(&format!(
+                        "{error}; records that do not fit are counted and not written until there is room, \
+                         and the server is not affected"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn keep_to_bound(&mut self, current: u64) {
+        // The one in use and the one that is ready count as well.
+        while current + 2 - self.oldest > self.plan.most && self.oldest < current {
+            // Whoever made tables of it before may have deleted it: then nothing is lost.
+            if std::fs::remove_file(self.plan.path(self.oldest)).is_ok() {
+                let discarded = self.shared.head.word(counter::DISCARDED);
+                discarded.fetch_add(u64::from(self.plan.slots), Ordering::Relaxed);
+            }
+            self.oldest += 1;
+        }
+    }
+
+    fn take_anchor(&mut self) {
+        let anchor = clock::anchor();
+        let Some(last) = self.anchors.last() else { return };
+        let since = Duration::from_nanos(anchor.monotonic_ns.saturating_sub(last.monotonic_ns));
+        if since < self.next_anchor_after {
+            return;
+        }
+        if self.anchors.len() >= MAX_ANCHORS - 1 {
+            // Full: keep every second one, so that the whole run stays covered, and take them half as often.
+            let mut keep = false;
+            self.anchors.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.next_anchor_after *= 2;
+        } else if self.next_anchor_after < Duration::from_secs(1) {
+            self.next_anchor_after *= 4;
+        }
+        self.anchors.push(anchor);
+        self.publish_anchors();
+    }
+
+    /// Writes the anchors into the bank that is not valid and makes that one the valid one, so that a reader (or a
+    /// kill) at any moment finds a whole bank.
+    fn publish_anchors(&self) {
+        let valid = self.shared.head.word(counter::ANCHOR_BANK);
+        let generation = valid.load(Ordering::Relaxed) + 1;
+        let bank = ANCHOR_BANKS[usize::from(generation & 1 == 1)];
+        // SAFETY: only this thread (and before it started, its maker) writes the banks.
+        unsafe {
+            self.shared.head.write(bank, &(self.anchors.len() as u64).to_le_bytes());
+            for (i, anchor) in self.anchors.iter().enumerate() {
+                self.shared.head.write(bank + 8 + i * anchor.to_bytes().len(), &anchor.to_bytes());
+            }
+        }
+        valid.store(generation, Ordering::Release);
+    }
+
+    /// The log is complete: give back the space of the segment that was ready and is not needed.
+    fn remove_unused(&mut self) {
+        let current = self.shared.current.load(Ordering::Acquire);
+        while self.mapped.back().is_some_and(|(index, _)| *index > current) {
+            if let Some((index, mapping)) = self.mapped.pop_back() {
+                drop(mapping);
+                let _ = std::fs::remove_file(self.plan.path(index));
+                self.shared.head.word(counter::SEGMENTS).store(index, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// One line on stderr, in one write. Never panics, whatever stderr is.
+pub(crate) fn complain(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(format!("profilemate: {text}\n").as_bytes());
+}
