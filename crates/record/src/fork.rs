@@ -44,8 +44,11 @@ pub(crate) fn watch(descriptor: i32) {
     }
 }
 
-/// The descriptor is about to be closed here.
+/// The descriptor is about to be closed here (or was never watched: -1).
 pub(crate) fn forget(descriptor: i32) {
+    if descriptor < 0 {
+        return;
+    }
     for lock in &LOCKS {
         if lock.compare_exchange(descriptor, -1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             return;

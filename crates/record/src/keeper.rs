@@ -9,6 +9,7 @@ use profilemate_format::head::{ANCHOR_BANKS, Anchor, MAX_ANCHORS, counter};
 use profilemate_format::segment::{HEADER_BYTES, SegmentHeader};
 use profilemate_format::{SEGMENT_EXTENSION, record::RECORD_BYTES};
 use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -85,26 +86,27 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Starts the thread with the segment that the writer begins with.
     pub(crate) fn start(shared: Arc<Shared>, plan: SegmentPlan, first: Mapping) -> Result<Self, Error> {
-        let mut state = State {
+        let state = State {
             shared,
             plan,
             mapped: VecDeque::from([(0, first)]),
             oldest: 0,
             looks_until_try: 0,
             complained: false,
-            anchors: vec![clock::anchor()],
-            next_anchor_after: Duration::from_millis(1),
+            anchors: Anchors::new(clock::anchor()),
         };
         state.publish_anchors();
-        let thread = std::thread::Builder::new()
-            .name("profilemate".into())
-            // It calls the system and little else.
-            .stack_size(256 << 10)
-            .spawn(move || {
-                // A panic here must end this thread alone; records are then dropped once the segment is full.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| state.run()));
-            })
-            .map_err(Error::Thread)?;
+        // It calls the system and little else.
+        let builder = std::thread::Builder::new().name("profilemate".into()).stack_size(256 << 10);
+        let body = move || {
+            // A panic here must end this thread alone; records are then dropped once the segment is full. Until
+            // then the writer writes on, so what is mapped stays mapped.
+            let mut state = ManuallyDrop::new(state);
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| state.run())).is_ok() {
+                drop(ManuallyDrop::into_inner(state));
+            }
+        };
+        let thread = without_signals(|| builder.spawn(body)).map_err(Error::Thread)?;
         Ok(Self { thread })
     }
 
@@ -125,8 +127,7 @@ struct State {
     oldest: u64,
     looks_until_try: u32,
     complained: bool,
-    anchors: Vec<Anchor>,
-    next_anchor_after: Duration,
+    anchors: Anchors,
 }
 
 impl State {
@@ -135,12 +136,12 @@ impl State {
             self.look();
             let shared = Arc::clone(&self.shared);
             let stop = shared.stop.lock().unwrap_or_else(PoisonError::into_inner);
-            let wait = INTERVAL.min(self.next_anchor_after);
+            let wait = INTERVAL.min(self.anchors.refresh);
             let (stop, _) =
                 shared.wake.wait_timeout_while(stop, wait, |stop| !*stop).unwrap_or_else(PoisonError::into_inner);
             if *stop {
                 drop(stop);
-                self.anchors.push(clock::anchor());
+                self.anchors.close(clock::anchor());
                 self.publish_anchors();
                 self.remove_unused();
                 return;
@@ -159,7 +160,9 @@ impl State {
         if newest == current {
             self.make_next(newest + 1);
         }
-        self.take_anchor();
+        if self.anchors.offer(clock::anchor()) {
+            self.publish_anchors();
+        }
     }
 
     fn make_next(&mut self, index: u64) {
@@ -200,28 +203,6 @@ impl State {
         }
     }
 
-    fn take_anchor(&mut self) {
-        let anchor = clock::anchor();
-        let Some(last) = self.anchors.last() else { return };
-        let since = Duration::from_nanos(anchor.monotonic_ns.saturating_sub(last.monotonic_ns));
-        if since < self.next_anchor_after {
-            return;
-        }
-        if self.anchors.len() >= MAX_ANCHORS - 1 {
-            // Full: keep every second one, so that the whole run stays covered, and take them half as often.
-            let mut keep = false;
-            self.anchors.retain(|_| {
-                keep = !keep;
-                keep
-            });
-            self.next_anchor_after *= 2;
-        } else if self.next_anchor_after < Duration::from_secs(1) {
-            self.next_anchor_after *= 4;
-        }
-        self.anchors.push(anchor);
-        self.publish_anchors();
-    }
-
     /// Writes the anchors into the bank that is not valid and makes that one the valid one, so that a reader (or a
     /// kill) at any moment finds a whole bank.
     fn publish_anchors(&self) {
@@ -230,8 +211,8 @@ impl State {
         let bank = ANCHOR_BANKS[usize::from(generation & 1 == 1)];
         // SAFETY: only this thread (and before it started, its maker) writes the banks.
         unsafe {
-            self.shared.head.write(bank, &(self.anchors.len() as u64).to_le_bytes());
-            for (i, anchor) in self.anchors.iter().enumerate() {
+            self.shared.head.write(bank, &(self.anchors.taken.len() as u64).to_le_bytes());
+            for (i, anchor) in self.anchors.taken.iter().enumerate() {
                 self.shared.head.write(bank + 8 + i * anchor.to_bytes().len(), &anchor.to_bytes());
             }
         }
@@ -251,8 +232,117 @@ impl State {
     }
 }
 
+/// The anchors of a log: spread over its whole life, the last of them never much older than a second, so that a
+/// reader need not guess far ahead when the process is killed after a week.
+#[derive(Debug)]
+struct Anchors {
+    taken: Vec<Anchor>,
+    /// Least time between two anchors that stay.
+    spacing: Duration,
+    /// Age at which the last anchor is replaced: short at first, for processes that die young.
+    refresh: Duration,
+}
+
+impl Anchors {
+    fn new(first: Anchor) -> Self {
+        Self { taken: vec![first], spacing: Duration::from_secs(1), refresh: Duration::from_millis(1) }
+    }
+
+    /// Takes the anchor if it is time for one. Returns whether anything changed.
+    fn offer(&mut self, anchor: Anchor) -> bool {
+        let Some(last) = self.taken.last() else { return false };
+        if between(last, &anchor) < self.refresh {
+            return false;
+        }
+        if self.refresh < Duration::from_secs(1) {
+            self.refresh *= 4;
+        }
+        if self.taken.len() >= MAX_ANCHORS - 1 {
+            // Full: keep every second one.
+            let mut keep = false;
+            self.taken.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.spacing *= 2;
+        }
+        if let [.., before, last] = &mut self.taken[..]
+            && between(before, last) < self.spacing
+        {
+            *last = anchor;
+        } else {
+            self.taken.push(anchor);
+        }
+        true
+    }
+
+    /// Takes the last anchor of all.
+    fn close(&mut self, anchor: Anchor) {
+        self.taken.push(anchor);
+    }
+}
+
+fn between(earlier: &Anchor, later: &Anchor) -> Duration {
+    Duration::from_nanos(later.monotonic_ns.saturating_sub(earlier.monotonic_ns))
+}
+
+/// Runs `start` with all signals blocked, and so every thread that it starts: the signals of the process are for the
+/// host's own threads, which may have blocked some of them to wait for them.
+fn without_signals<T>(start: impl FnOnce() -> T) -> T {
+    // SAFETY: all zero is a value of this plain type.
+    let (mut all, mut before) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    // SAFETY: both point to signal sets of this function.
+    unsafe {
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+    }
+    let started = start();
+    // SAFETY: as above; `before` was filled by the first call.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, null_mut()) };
+    started
+}
+
 /// One line on stderr, in one write. Never panics, whatever stderr is.
 pub(crate) fn complain(text: &str) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(format!("profilemate: {text}\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: f64) -> Anchor {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
+        let monotonic_ns = (seconds * 1e9) as u64 + 1;
+        Anchor { ticks: monotonic_ns * 3, monotonic_ns, realtime_ns: monotonic_ns }
+    }
+
+    #[test]
+    fn anchors_cover_a_week_and_the_last_is_fresh_at_every_moment() {
+        let mut anchors = Anchors::new(at(0.0));
+        for second in 0..7 * 24 * 3600 {
+            let now = at(f64::from(second) * 1.1);
+            anchors.offer(now);
+            assert!(anchors.taken.len() < MAX_ANCHORS);
+            assert!(between(anchors.taken.last().unwrap(), &now) < Duration::from_millis(2300));
+        }
+        anchors.close(at(8.0 * 24.0 * 3600.0));
+        assert!(anchors.taken.len() > MAX_ANCHORS / 2 - 2 && anchors.taken.len() <= MAX_ANCHORS);
+        assert_eq!(anchors.taken[0], at(0.0));
+        assert!(anchors.taken.is_sorted_by(|a, b| a.monotonic_ns < b.monotonic_ns));
+        // The one before the last one closed may be as fresh as it; all others are far apart.
+        let settled = &anchors.taken[..anchors.taken.len() - 2];
+        assert!(settled.windows(2).all(|pair| between(&pair[0], &pair[1]) >= anchors.spacing / 2));
+    }
+
+    #[test]
+    fn a_process_that_dies_young_has_a_second_anchor_too() {
+        let mut anchors = Anchors::new(at(0.0));
+        assert!(!anchors.offer(at(0.0005)));
+        assert!(anchors.offer(at(0.0015)));
+        assert_eq!(anchors.taken, [at(0.0), at(0.0015)]);
+        assert!(anchors.offer(at(0.02)), "a longer base is a better rate");
+        assert_eq!(anchors.taken, [at(0.0), at(0.02)]);
+    }
 }

@@ -10,11 +10,14 @@ use profilemate_format::{HEAD_EXTENSION, RAW_FOLDER};
 use rustix::fs::{FlockOperation, flock};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Extension of a head until it is locked and complete: no reader knows it.
+const NEW_HEAD_EXTENSION: &str = "head.new";
 
 /// How a log is made.
 #[derive(Debug, Clone)]
@@ -90,9 +93,12 @@ impl Writer {
         let mut log_id = [0; 16];
         let _ = getrandom(&mut log_id, GetRandomFlags::empty());
         let (base, head, file) = Self::make_head(options, text_capacity)?;
-        let lock_error = |error| Error::file("lock", &base.with_added_extension(HEAD_EXTENSION), error);
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(lock_error)?;
-        fork::watch(file.as_raw_fd());
+        let path = base.with_added_extension(HEAD_EXTENSION);
+        let mut unfinished = Unfinished { files: vec![base.with_added_extension(NEW_HEAD_EXTENSION)], lock: -1 };
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| Error::file("lock", &path, error))?;
+        unfinished.lock = file.as_raw_fd();
+        fork::watch(unfinished.lock);
         let identity = Identity {
             log_id,
             role: options.role.clone(),
@@ -110,6 +116,7 @@ impl Writer {
         let most = (options.max_bytes / segment_bytes).max(3);
         let plan = SegmentPlan { base: base.clone(), log_id, slots, most };
         let first = plan.make(0)?;
+        unfinished.files.push(plan.path(0));
         // SAFETY: nobody else knows the mapping yet.
         unsafe { head.write(0, &identity.to_bytes()) };
         head.word(counter::SEGMENTS).store(1, Ordering::Release);
@@ -117,6 +124,12 @@ impl Writer {
         // SAFETY: a segment is a header and at least one slot.
         let next = unsafe { first.base().as_ptr().add(HEADER_BYTES) };
         let keeper = Keeper::start(Arc::clone(&shared), plan.clone(), first)?;
+        // From here on readers see the log: locked, and with everything that a head must have.
+        if let Err(error) = std::fs::rename(&unfinished.files[0], &path) {
+            keeper.stop(&shared);
+            return Err(Error::file("make", &path, error));
+        }
+        std::mem::forget(unfinished);
         Ok(Self {
             next,
             left: slots,
@@ -128,7 +141,7 @@ impl Writer {
             text_used: 0,
             text_capacity,
             strings: HashMap::new(),
-            path: base.with_added_extension(HEAD_EXTENSION),
+            path,
             plan,
             shared,
             keeper: Some(keeper),
@@ -136,7 +149,8 @@ impl Writer {
         })
     }
 
-    /// Makes the head file; the name carries a number when this pid had a log in this session before.
+    /// Makes the head file under its name for the time being; the name carries a number when this pid had a log in
+    /// this session before.
     fn make_head(options: &Options, text_capacity: u64) -> Result<(PathBuf, Mapping, OwnedFd), Error> {
         let raw = options.session_folder.join(RAW_FOLDER);
         let name = format!("{}-{}-{}", options.role, options.rank, std::process::id());
@@ -144,13 +158,17 @@ impl Writer {
         let mut number = 1;
         loop {
             let base = raw.join(if number == 1 { name.clone() } else { format!("{name}~{number}") });
-            match Mapping::create(&base.with_added_extension(HEAD_EXTENSION), TEXT_OFFSET + text_capacity) {
+            number += 1;
+            let new = base.with_added_extension(NEW_HEAD_EXTENSION);
+            match Mapping::create(&new, TEXT_OFFSET + text_capacity) {
                 Err(Error::File { source, .. })
-                    if source.kind() == std::io::ErrorKind::AlreadyExists && number < 1000 =>
-                {
-                    number += 1;
+                    if source.kind() == std::io::ErrorKind::AlreadyExists && number < 1000 => {}
+                Err(error) => return Err(error),
+                // Asked only now: whoever holds the new name is the only one who may make the other.
+                Ok(_) if number < 1000 && base.with_added_extension(HEAD_EXTENSION).exists() => {
+                    let _ = std::fs::remove_file(new);
                 }
-                made => return made.map(|(mapping, file)| (base, mapping, file)),
+                Ok((mapping, file)) => return Ok((base, mapping, file)),
             }
         }
     }
@@ -223,6 +241,9 @@ impl Writer {
     /// Adds ticks that were spent inside probes.
     #[inline]
     pub fn add_overhead(&mut self, ticks: u64) {
+        if !self.is_ours() {
+            return;
+        }
         self.overhead_ticks = self.overhead_ticks.wrapping_add(ticks);
         self.word(counter::OVERHEAD).store(self.overhead_ticks, Ordering::Relaxed);
     }
@@ -322,6 +343,8 @@ impl Drop for Writer {
         if self.is_ours() {
             self.stop_keeper();
             if let Some(lock) = &self.lock {
+                // Closing alone would leave the lock to a child that another thread forks at this moment.
+                let _ = flock(lock, FlockOperation::Unlock);
                 fork::forget(lock.as_raw_fd());
             }
             return;
@@ -329,6 +352,21 @@ impl Drop for Writer {
         // A forked child: the thread does not exist here, and the lock's descriptor was closed at the fork.
         std::mem::forget(self.keeper.take());
         std::mem::forget(self.lock.take());
+    }
+}
+
+/// What there is of a log that is being opened; removed again if that fails.
+struct Unfinished {
+    files: Vec<PathBuf>,
+    lock: RawFd,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        fork::forget(self.lock);
+        for file in &self.files {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 

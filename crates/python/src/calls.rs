@@ -1,0 +1,276 @@
+//! The functions of `profilemate._native`. Those that probes call per step take plain numbers.
+
+use crate::state::{self, ENGINE, SpanRecord};
+use profilemate_format::record::{Label, Limits, Outputs, Payload, Record, Schedule};
+use profilemate_record::{Options, Writer, clock, session_folder};
+use profilemate_settings::{Settings, Value};
+use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString};
+use pyo3::{ffi, intern};
+use std::path::Path;
+
+/// Reads every setting from the environment and the configuration file: `(settings, problems)`, where `settings` has
+/// for each key its value, and `problems` is a list of sentences.
+#[pyfunction]
+pub(crate) fn settings(py: Python<'_>) -> PyResult<(Bound<'_, PyDict>, Vec<String>)> {
+    let (settings, problems) = Settings::from_environment();
+    let values = PyDict::new(py);
+    for (setting, value) in settings.iter() {
+        match value {
+            Value::Switch(on) => values.set_item(setting.key, *on)?,
+            Value::Number(number) => values.set_item(setting.key, *number)?,
+            Value::Text(text) => values.set_item(setting.key, text)?,
+        }
+    }
+    values.set_item("enable_is_set", settings.is_set("enable"))?;
+    Ok((values, problems.iter().map(ToString::to_string).collect()))
+}
+
+/// A name for a new session folder.
+#[pyfunction]
+pub(crate) fn new_session_name() -> String {
+    session_folder::new_name()
+}
+
+/// Makes the session folder if it is not there. Returns whether this call made it.
+#[pyfunction]
+pub(crate) fn sessions_folder_ready(session: &str) -> PyResult<bool> {
+    let session = Path::new(session);
+    session_folder::ensure(session).map_err(|error| {
+        PyOSError::new_err(format!("cannot make the session folder {}: {error}", session.display()))
+    })
+}
+
+/// Opens the log of this process. In a process that has one this is an error; in a forked child it opens the child's.
+#[pyfunction]
+#[pyo3(signature = (session, role, rank, data_parallel_rank, segment_bytes, max_bytes))]
+pub(crate) fn open(
+    py: Python<'_>,
+    session: &str,
+    role: &str,
+    rank: u32,
+    data_parallel_rank: u32,
+    segment_bytes: u64,
+    max_bytes: u64,
+) -> PyResult<()> {
+    if is_open(py) {
+        return Err(PyRuntimeError::new_err("this process has a log already"));
+    }
+    let options =
+        Options { data_parallel_rank, segment_bytes, max_bytes, ..Options::new(Path::new(session), role, rank) };
+    let writer = Writer::open(&options).map_err(|error| PyOSError::new_err(error.to_string()))?;
+    let old = state::with(py, |state| {
+        state.epoch += 1;
+        state.lanes = Default::default();
+        state.label = Label::Work;
+        state.writer.replace(writer)
+    });
+    drop(old);
+    Ok(())
+}
+
+/// Whether this process has a log that it may write (a forked child does not have its parent's).
+#[pyfunction]
+pub(crate) fn is_open(py: Python<'_>) -> bool {
+    state::with(py, |state| state.is_recording())
+}
+
+/// Base name of this process's log without extension, such as `engine_core-0-4711`; `None` without a log.
+#[pyfunction]
+pub(crate) fn process_label(py: Python<'_>) -> Option<String> {
+    state::with(py, |state| {
+        let path = state.writer.as_ref()?.path();
+        Some(path.file_stem()?.to_string_lossy().into_owned())
+    })
+}
+
+/// Ends the log in order.
+#[pyfunction]
+pub(crate) fn close(py: Python<'_>) {
+    let writer = state::with(py, |state| state.writer.take());
+    if let Some(writer) = writer {
+        writer.close();
+    }
+}
+
+/// Notes that this process does another job as well.
+#[pyfunction]
+pub(crate) fn add_role(py: Python<'_>, role: &str, rank: u32, data_parallel_rank: u32) {
+    state::with(py, |state| {
+        if let Some(writer) = &mut state.writer {
+            writer.role(role, rank, data_parallel_rank);
+        }
+    });
+}
+
+/// Notes something that is true of this process.
+#[pyfunction]
+pub(crate) fn fact(py: Python<'_>, key: &str, value: &str) {
+    state::with(py, |state| {
+        if let Some(writer) = &mut state.writer {
+            writer.fact(key, value);
+        }
+    });
+}
+
+/// Prints every N-th record on stderr; 0 = none.
+#[pyfunction]
+pub(crate) fn set_debug_interval(py: Python<'_>, interval: u64) {
+    state::with(py, |state| state.debug_interval = interval);
+}
+
+/// The clock of the log, in ticks.
+#[pyfunction]
+pub(crate) fn ticks() -> u64 {
+    clock::ticks()
+}
+
+/// Records written, records dropped, and ticks spent in probes so far in this process.
+#[pyfunction]
+pub(crate) fn statistics(py: Python<'_>) -> (u64, u64, u64) {
+    state::with(py, |state| {
+        state.writer.as_ref().map_or((0, 0, 0), |w| (w.written(), w.dropped(), w.overhead_ticks()))
+    })
+}
+
+/// Writes the limits of a scheduler.
+#[pyfunction]
+pub(crate) fn limits(py: Python<'_>, max_num_seqs: u64, max_num_tokens: u64) {
+    state::with(py, |state| {
+        let payload = Payload::Limits(Limits { max_num_seqs, max_num_tokens });
+        state.write(&Record { ticks: clock::ticks(), step: 0, label: Label::Work, flags: 0, name: 0, payload });
+    });
+}
+
+/// Writes what one call of `Scheduler.schedule` decided; see `profilemate_format::record::Schedule`.
+#[pyfunction]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a record has this many fields, and a call costs less than an object"
+)]
+pub(crate) fn schedule(
+    py: Python<'_>,
+    step: u64,
+    num_seqs: u32,
+    num_tokens: u32,
+    prefill_tokens: u32,
+    prefill_seqs: u32,
+    running: u32,
+    waiting: u32,
+    completed_prompt_tokens: u32,
+    completed_prompts: u32,
+) {
+    let payload = Payload::Schedule(Schedule {
+        num_seqs,
+        num_tokens,
+        prefill_tokens,
+        prefill_seqs,
+        running,
+        waiting,
+        completed_prompt_tokens,
+        completed_prompts,
+    });
+    state::with(py, |state| {
+        let label = state.label;
+        state.write(&Record { ticks: clock::ticks(), step, label, flags: 0, name: 0, payload });
+    });
+}
+
+/// Writes a span that was timed in Python (rare events and benchmarks; hooks do not come through here).
+#[pyfunction]
+#[pyo3(signature = (name, begin, end, step = 0, value_a = 0, value_b = 0))]
+pub(crate) fn write_span(py: Python<'_>, name: &str, begin: u64, end: u64, step: u64, value_a: u64, value_b: u64) {
+    state::with(py, |state| {
+        let Some(writer) = &mut state.writer else { return };
+        let name = writer.intern(name);
+        let label = state.label;
+        state.write_span(&SpanRecord {
+            name,
+            context: 0,
+            begin,
+            end,
+            step,
+            value_a,
+            value_b,
+            label,
+            raised: false,
+            overhead_ticks: 0,
+        });
+    });
+}
+
+/// Counts what an engine step sends to its clients (`dict[client index, EngineCoreOutputs]`, as
+/// `Scheduler.update_from_output` returns it) and writes one record per client.
+///
+/// The step is the engine's current one. Runs once per step over every output, so it reads attributes only: no object is made per output.
+#[pyfunction]
+pub(crate) fn count_outputs(py: Python<'_>, outputs: &Bound<'_, PyDict>) -> PyResult<()> {
+    for (client, engine_core_outputs) in outputs.iter() {
+        let timestamp: f64 = engine_core_outputs.getattr(intern!(py, "timestamp"))?.extract()?;
+        let list = engine_core_outputs.getattr(intern!(py, "outputs"))?;
+        let counted = match list.cast::<PyList>() {
+            Ok(list) => count(list, intern!(py, "new_token_ids"), intern!(py, "finish_reason"))?,
+            // Older and newer versions alike use a list; anything else is no reason to fail.
+            Err(_) => Counted::default(),
+        };
+        let client: i64 = client.extract()?;
+        let payload = Payload::Outputs(Outputs {
+            timestamp_bits: timestamp.to_bits(),
+            client: u32::try_from(client).unwrap_or(u32::MAX),
+            num_outputs: counted.outputs,
+            new_tokens: counted.new_tokens,
+            finished: counted.finished,
+        });
+        state::with(py, |state| {
+            let (step, label) = (state.lanes[ENGINE].step, state.label);
+            state.write(&Record { ticks: clock::ticks(), step, label, flags: 0, name: 0, payload });
+        });
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Counted {
+    outputs: u32,
+    new_tokens: u64,
+    finished: u64,
+}
+
+fn count(
+    list: &Bound<'_, PyList>,
+    new_token_ids: &Bound<'_, PyString>,
+    finish_reason: &Bound<'_, PyString>,
+) -> PyResult<Counted> {
+    let py = list.py();
+    let mut counted = Counted::default();
+    // SAFETY: the list is borrowed from its owner, which nothing below changes: `EngineCoreOutput` is a plain struct
+    // whose attributes run no code. Items are borrowed references that the list keeps alive; attributes are new
+    // references and released at once.
+    unsafe {
+        for i in 0..ffi::PyList_Size(list.as_ptr()) {
+            let output = ffi::PyList_GetItem(list.as_ptr(), i);
+            if output.is_null() {
+                return Err(PyErr::fetch(py));
+            }
+            let tokens = ffi::PyObject_GetAttr(output, new_token_ids.as_ptr());
+            if tokens.is_null() {
+                return Err(PyErr::fetch(py));
+            }
+            let length = ffi::PyObject_Size(tokens);
+            ffi::Py_DECREF(tokens);
+            if length < 0 {
+                return Err(PyErr::fetch(py));
+            }
+            let reason = ffi::PyObject_GetAttr(output, finish_reason.as_ptr());
+            if reason.is_null() {
+                return Err(PyErr::fetch(py));
+            }
+            counted.finished += u64::from(reason != ffi::Py_None());
+            ffi::Py_DECREF(reason);
+            counted.outputs += 1;
+            counted.new_tokens += length.unsigned_abs() as u64;
+        }
+    }
+    Ok(counted)
+}

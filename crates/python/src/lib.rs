@@ -1,0 +1,32 @@
+//! `profilemate._native`: what Python needs of the recorder, inside vLLM's processes.
+//!
+//! [`hook`] is the object that stands in for a vLLM method; [`calls`] are the functions that probes call; [`state`]
+//! is the one recorder of the process. Everything here runs with the GIL held, which makes its holder the one writer.
+
+mod calls;
+mod failure;
+mod hook;
+mod state;
+
+use pyo3::prelude::*;
+
+/// The recorder of ProfileMate.
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use crate::calls::{
+        add_role, close, count_outputs, fact, is_open, limits, new_session_name, open, process_label, schedule,
+        sessions_folder_ready, set_debug_interval, settings, statistics, ticks, write_span,
+    };
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::failure::silence_panics();
+        module.add("Hook", crate::hook::make_type(module.py())?)?;
+        for (name, value) in crate::hook::CONSTANTS {
+            module.add(*name, *value)?;
+        }
+        Ok(())
+    }
+}

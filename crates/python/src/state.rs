@@ -1,0 +1,121 @@
+//! The recorder of this process, and what its hooks share.
+
+use profilemate_format::record::{FLAG_RAISED, Label, Payload, Record, Span};
+use profilemate_record::Writer;
+use pyo3::prelude::*;
+use std::cell::UnsafeCell;
+
+/// Which part of vLLM a hook belongs to: each has a current step of its own, because one process may hold several.
+pub(crate) const LANES: usize = 3;
+/// Lane of the engine core.
+pub(crate) const ENGINE: usize = 1;
+
+/// What a lane is working on.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Lane {
+    /// Current step; 0 = none.
+    pub(crate) step: u64,
+    /// Value of the step: for a worker `num_tokens | num_seqs << 32`.
+    pub(crate) value: u64,
+    /// First step that was scheduled or updated since a step-closing hook was entered; 0 = none.
+    pub(crate) seen: u64,
+}
+
+/// Everything that is one per process.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) writer: Option<Writer>,
+    /// Grows whenever a log is opened: ids of strings are good for one log.
+    pub(crate) epoch: u32,
+    pub(crate) lanes: [Lane; LANES],
+    pub(crate) label: Label,
+    /// Print every N-th record; 0 = none.
+    pub(crate) debug_interval: u64,
+    pub(crate) debug_count: u64,
+}
+
+struct GilCell(UnsafeCell<State>);
+
+// SAFETY: reached only through `with`, which takes proof that the GIL is held. The module is built for the limited API,
+// which free-threaded builds of CPython do not load.
+unsafe impl Sync for GilCell {}
+
+static STATE: GilCell = GilCell(UnsafeCell::new(State {
+    writer: None,
+    epoch: 0,
+    lanes: [Lane { step: 0, value: 0, seen: 0 }; LANES],
+    label: Label::Work,
+    debug_interval: 0,
+    debug_count: 0,
+}));
+
+/// Runs `f` on the state. `f` must not run Python code: that could come back here.
+#[inline]
+pub(crate) fn with<R>(_gil: Python<'_>, f: impl FnOnce(&mut State) -> R) -> R {
+    // SAFETY: the GIL is held, and `f` neither releases it nor comes back (see above), so this is the only reference.
+    f(unsafe { &mut *STATE.0.get() })
+}
+
+/// A span that is about to be written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SpanRecord {
+    pub(crate) name: u32,
+    pub(crate) context: u32,
+    pub(crate) begin: u64,
+    pub(crate) end: u64,
+    pub(crate) step: u64,
+    pub(crate) value_a: u64,
+    pub(crate) value_b: u64,
+    pub(crate) label: Label,
+    pub(crate) raised: bool,
+    pub(crate) overhead_ticks: u32,
+}
+
+impl State {
+    /// Whether there is a log to write to.
+    #[inline]
+    pub(crate) fn is_recording(&self) -> bool {
+        self.writer.as_ref().is_some_and(Writer::is_ours)
+    }
+
+    /// Writes a span.
+    #[inline]
+    pub(crate) fn write_span(&mut self, span: &SpanRecord) {
+        self.write(&Record {
+            ticks: span.begin,
+            step: span.step,
+            label: span.label,
+            flags: if span.raised { FLAG_RAISED } else { 0 },
+            name: span.name,
+            payload: Payload::Span(Span {
+                duration_ticks: span.end.wrapping_sub(span.begin),
+                value_a: span.value_a,
+                value_b: span.value_b,
+                context: span.context,
+                overhead_ticks: span.overhead_ticks,
+            }),
+        });
+    }
+
+    /// Writes a record.
+    #[inline]
+    pub(crate) fn write(&mut self, record: &Record) {
+        if let Some(writer) = &mut self.writer {
+            writer.push(record);
+            if self.debug_interval != 0 {
+                self.debug_line(record);
+            }
+        }
+    }
+
+    #[cold]
+    fn debug_line(&mut self, record: &Record) {
+        self.debug_count += 1;
+        if self.debug_count.is_multiple_of(self.debug_interval) {
+            crate::failure::line(&format!(
+                "event {}: step {} {:?}",
+                self.debug_count, record.step, record.payload
+            ));
+        }
+    }
+}

@@ -1,0 +1,70 @@
+"""The recorder, in Rust (`crates/python`)."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+CALL: int
+SPAN: int
+WARM_UP: int
+DUMMY: int
+ACCUMULATE: int
+FRONT_END: int
+ENGINE: int
+WORKER: int
+
+class Hook:
+    """Stands in for a function: calls it, times the call, records it."""
+
+    __wrapped__: Callable[..., Any]
+    failures: int
+    def __init__(
+        self,
+        target: Callable[..., Any],
+        name: str,
+        /,
+        *,
+        kind: int = ...,
+        span: str = ...,
+        context: str = ...,
+        lane: int = ...,
+        group: int = ...,
+        closes_step: bool = ...,
+        needs_step: bool = ...,
+        before: Callable[..., Any] | None = ...,
+        after: Callable[..., Any] | None = ...,
+        accumulator: Hook | None = ...,
+    ) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+def settings() -> tuple[dict[str, Any], list[str]]: ...
+def new_session_name() -> str: ...
+def sessions_folder_ready(session: str) -> bool: ...
+def open(
+    session: str, role: str, rank: int, data_parallel_rank: int, segment_bytes: int, max_bytes: int
+) -> None: ...
+def is_open() -> bool: ...
+def process_label() -> str | None: ...
+def close() -> None: ...
+def add_role(role: str, rank: int, data_parallel_rank: int) -> None: ...
+def fact(key: str, value: str) -> None: ...
+def set_debug_interval(interval: int) -> None: ...
+def ticks() -> int: ...
+def statistics() -> tuple[int, int, int]: ...
+def limits(max_num_seqs: int, max_num_tokens: int) -> None: ...
+def schedule(
+    step: int,
+    num_seqs: int,
+    num_tokens: int,
+    prefill_tokens: int,
+    prefill_seqs: int,
+    running: int,
+    waiting: int,
+    completed_prompt_tokens: int,
+    completed_prompts: int,
+) -> None: ...
+def write_span(
+    name: str, begin: int, end: int, step: int = 0, value_a: int = 0, value_b: int = 0
+) -> None: ...
+def count_outputs(outputs: dict[int, Any]) -> None: ...

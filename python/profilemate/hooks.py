@@ -1,0 +1,120 @@
+"""What a hook is, and how it is put in place.
+
+A probe (`profilemate.probes`) describes its hooks as data. Where vLLM moved or renamed a function between versions, a
+hook names every place it has been at, and the first one that exists is taken: capabilities are probed, versions are not
+asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
+from typing import Any
+
+from profilemate import _native
+
+
+@dataclass(frozen=True)
+class HookSpec:
+    """One function of vLLM that we stand in for."""
+
+    #: Semantic name: what the function is to us, in every version.
+    name: str
+    #: Where it may be: `module:Class.method`, in the order of preference.
+    places: tuple[str, ...]
+    #: Profilers that need it; with all of them off it is not attached. Empty: always attached.
+    profilers: tuple[str, ...] = ()
+    kind: int = _native.SPAN
+    lane: int = _native.FRONT_END
+    #: Name of the span that is recorded.
+    span: str = ""
+    context: str = ""
+    #: Functions that call one another for the same thing share a group, so that it is recorded once.
+    group: str = ""
+    closes_step: bool = False
+    needs_step: bool = False
+    before: Callable[..., Any] | None = None
+    after: Callable[..., Any] | None = None
+    #: Name of the hook whose sum this one writes.
+    accumulator: str | None = None
+    #: Attach at every place that exists (an override and what it overrides), not at the first one only.
+    everywhere: bool = False
+    #: Not there in every version: its absence is not worth a word.
+    optional: bool = False
+
+    def modules(self) -> set[str]:
+        """The modules that it may be in."""
+        return {place.partition(":")[0] for place in self.places}
+
+
+@dataclass
+class Attached:
+    """What became of the hooks in this process."""
+
+    #: Semantic name → the places where it is attached.
+    places: dict[str, list[str]] = field(default_factory=dict)
+    #: Semantic name → why it is not attached, for those whose module was imported.
+    absent: dict[str, str] = field(default_factory=dict)
+    #: The hook objects, by semantic name: the newest of each.
+    objects: dict[str, Any] = field(default_factory=dict)
+    _groups: dict[str, int] = field(default_factory=dict)
+
+    def group_number(self, name: str) -> int:
+        """The number of a group in this process, from 1."""
+        return self._groups.setdefault(name, len(self._groups) + 1)
+
+    def attach(self, spec: HookSpec, module: ModuleType) -> str | None:
+        """Attaches a hook in a module that was just imported. Returns the place, or `None` if it is not there."""
+        if spec.name in self.places and not spec.everywhere:
+            return None
+        for place in spec.places:
+            module_name, _, path = place.partition(":")
+            if module_name != module.__name__:
+                continue
+            found = _find(module, path)
+            if found is None:
+                if spec.name not in self.places:
+                    self.absent[spec.name] = f"{module_name} has no {path}"
+                continue
+            owner, attribute, function = found
+            if isinstance(function, _native.Hook):
+                return None
+            accumulator = self.objects.get(spec.accumulator) if spec.accumulator else None
+            hook = _native.Hook(
+                function,
+                spec.name,
+                kind=spec.kind,
+                span=spec.span,
+                context=spec.context,
+                lane=spec.lane,
+                group=self.group_number(spec.group or spec.name),
+                closes_step=spec.closes_step,
+                needs_step=spec.needs_step,
+                before=spec.before,
+                after=spec.after,
+                accumulator=accumulator,
+            )
+            setattr(owner, attribute, hook)
+            self.objects[spec.name] = hook
+            self.places.setdefault(spec.name, []).append(place)
+            self.absent.pop(spec.name, None)
+            return place
+        return None
+
+
+def _find(module: ModuleType, path: str) -> tuple[Any, str, Any] | None:
+    """The owner, the name and the function at a path in a module; `None` if there is no plain function there.
+
+    A method counts only where its class defines it: an inherited one is hooked at the class it comes from.
+    """
+    *owners, attribute = path.split(".")
+    owner: Any = module
+    for name in owners:
+        owner = getattr(owner, name, None)
+        if owner is None:
+            return None
+    function = vars(owner).get(attribute)
+    if isinstance(function, FunctionType | _native.Hook):
+        return owner, attribute, function
+    return None

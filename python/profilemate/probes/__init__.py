@@ -1,0 +1,15 @@
+"""The probes: one file per component of vLLM. Each lists its hooks in `HOOKS`."""
+
+from __future__ import annotations
+
+from profilemate.hooks import HookSpec
+from profilemate.probes import engine_core, front_end, model_runner, scheduler, worker
+
+#: Every hook, in the order in which they are attached where several are in one module.
+HOOKS: tuple[HookSpec, ...] = (
+    *front_end.HOOKS,
+    *engine_core.HOOKS,
+    *scheduler.HOOKS,
+    *worker.HOOKS,
+    *model_runner.HOOKS,
+)

@@ -1,0 +1,75 @@
+"""The front end: the API server, or the script that holds an `LLM`. Turning text into tokens and tokens into text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from profilemate import _native, session
+from profilemate.hooks import HookSpec
+
+
+def _take_role(vllm_config: Any, client_index: int) -> None:
+    session.take_role("api_server", client_index, 0, vllm_config)
+    session.note_command()
+    session.note_profiler_needs("cpu_timing", "output_processor.process_outputs")
+
+
+def _before_async_llm_init(_self: Any, vllm_config: Any, *_args: Any, **kwargs: Any) -> None:
+    _take_role(vllm_config, int(kwargs.get("client_index", 0) or 0))
+
+
+def _before_llm_engine_init(_self: Any, vllm_config: Any, *_args: Any, **_kwargs: Any) -> None:
+    _take_role(vllm_config, 0)
+
+
+def _before_process_outputs(
+    _self: Any,
+    engine_core_outputs: Any,
+    engine_core_timestamp: float | None = None,
+    *_args: Any,
+    **_kwargs: Any,
+) -> tuple[None, float, int]:
+    """The engine's own time stamp of these outputs tells which step they are of: it travels as it is."""
+    return None, engine_core_timestamp or 0.0, len(engine_core_outputs)
+
+
+HOOKS = (
+    HookSpec(
+        name="front_end.async_llm",
+        places=("vllm.v1.engine.async_llm:AsyncLLM.__init__",),
+        kind=_native.CALL,
+        before=_before_async_llm_init,
+    ),
+    HookSpec(
+        name="front_end.llm_engine",
+        places=("vllm.v1.engine.llm_engine:LLMEngine.__init__",),
+        kind=_native.CALL,
+        before=_before_llm_engine_init,
+    ),
+    HookSpec(
+        name="detokenizer.update",
+        places=("vllm.v1.engine.detokenizer:BaseIncrementalDetokenizer.update",),
+        profilers=("cpu_timing",),
+        kind=_native.ACCUMULATE,
+        span="detokenization",
+    ),
+    HookSpec(
+        name="output_processor.process_outputs",
+        places=("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",),
+        profilers=("cpu_timing",),
+        span="output_processing",
+        closes_step=True,
+        before=_before_process_outputs,
+        accumulator="detokenizer.update",
+    ),
+    HookSpec(
+        name="tokenizer.encode",
+        places=(
+            "vllm.renderers.base:BaseRenderer._tokenize_prompt",
+            "vllm.inputs.preprocess:InputPreprocessor._tokenize_prompt",
+        ),
+        profilers=("cpu_timing",),
+        span="tokenization",
+        everywhere=True,
+    ),
+)

@@ -1,0 +1,59 @@
+"""The V1 model runner: preparing a batch, the forward pass, sampling. (`vllm/v1/worker/gpu_model_runner.py`)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from profilemate import _native
+from profilemate.hooks import HookSpec
+from profilemate.probes.scheduler import STEP
+
+_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+_BOTH = ("forward_pass_timing", "cpu_timing")
+
+
+def _before_execute_model(_self: Any, scheduler_output: Any, *_args: Any, **_kwargs: Any) -> tuple[int, int]:
+    """The step, and its size: tokens in the low half, sequences in the high half."""
+    size = scheduler_output.total_num_scheduled_tokens | len(scheduler_output.num_scheduled_tokens) << 32
+    return getattr(scheduler_output, STEP, 0), size
+
+
+HOOKS = (
+    HookSpec(
+        name="model_runner.execute_model",
+        places=(f"{_V1}.execute_model",),
+        profilers=_BOTH,
+        lane=_native.WORKER,
+        span="model_execution",
+        closes_step=True,
+        before=_before_execute_model,
+    ),
+    HookSpec(
+        name="model_runner.forward",
+        places=(f"{_V1}._model_forward",),
+        profilers=_BOTH,
+        lane=_native.WORKER,
+        span="forward",
+    ),
+    HookSpec(
+        name="model_runner.sample",
+        places=(f"{_V1}._sample",),
+        profilers=_BOTH,
+        lane=_native.WORKER,
+        span="sampling",
+    ),
+    HookSpec(
+        name="model_runner.bookkeeping",
+        places=(f"{_V1}._bookkeeping_sync",),
+        profilers=("cpu_timing",),
+        lane=_native.WORKER,
+        span="bookkeeping",
+    ),
+    HookSpec(
+        name="model_runner.dummy_run",
+        places=(f"{_V1}._dummy_run",),
+        kind=_native.DUMMY,
+        lane=_native.WORKER,
+        span="dummy_run",
+    ),
+)

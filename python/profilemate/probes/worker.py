@@ -1,0 +1,79 @@
+"""The worker: who it is, and what it does that is not work for requests. (`vllm/v1/worker/gpu_worker.py`)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from profilemate import _native, session
+from profilemate.hooks import HookSpec
+from profilemate.probes.engine_core import data_parallel_rank
+
+_GPU = "vllm.v1.worker.gpu_worker:Worker"
+_CPU = "vllm.v1.worker.cpu_worker:CPUWorker"
+
+
+def _before_init(
+    _self: Any, vllm_config: Any, _local_rank: int = 0, rank: int = 0, *_args: Any, **kwargs: Any
+) -> None:
+    engine = data_parallel_rank(vllm_config)
+    parallel_config = vllm_config.parallel_config
+    # `rank` counts the workers of one engine; ours counts those of the session.
+    rank = engine * int(parallel_config.world_size) + int(kwargs.get("rank", rank))
+    session.take_role("worker", rank, engine, vllm_config)
+
+
+def _after_load_model(_result: Any, worker: Any) -> None:
+    session.note_device()
+    runner = type(worker.model_runner)
+    attached = [
+        place
+        for name in ("model_runner.execute_model", "model_runner.forward")
+        for place in session.ATTACHED.places.get(name, ())
+    ]
+    # A runner of another family runs none of the functions that are hooked.
+    modules = {base.__module__ for base in runner.__mro__}
+    if any(place.partition(":")[0] in modules for place in attached):
+        session.note_profiler_needs("forward_pass_timing", "model_runner.forward")
+    else:
+        for profiler in ("forward_pass_timing", "cpu_timing"):
+            session.note_profiler(
+                profiler, f"could not attach: model runner {runner.__module__}.{runner.__qualname__} is not known"
+            )
+
+
+def _warm_up(method: str, after: Any = None) -> HookSpec:
+    return HookSpec(
+        name=f"worker.{method}",
+        places=(f"{_GPU}.{method}", f"{_CPU}.{method}"),
+        kind=_native.WARM_UP,
+        lane=_native.WORKER,
+        span="warm_up",
+        context=method,
+        group="worker.warm_up",
+        after=after,
+        # The CPU worker overrides some of them and inherits the others.
+        everywhere=True,
+    )
+
+
+HOOKS = (
+    HookSpec(
+        name="worker.init",
+        places=(f"{_GPU}.__init__",),
+        kind=_native.CALL,
+        lane=_native.WORKER,
+        before=_before_init,
+    ),
+    _warm_up("load_model", after=_after_load_model),
+    _warm_up("determine_available_memory"),
+    _warm_up("initialize_from_config"),
+    _warm_up("compile_or_warm_up_model"),
+    HookSpec(
+        name="worker.execute_dummy_batch",
+        places=(f"{_GPU}.execute_dummy_batch", f"{_CPU}.execute_dummy_batch"),
+        kind=_native.DUMMY,
+        lane=_native.WORKER,
+        span="dummy_batch",
+        everywhere=True,
+    ),
+)

@@ -1,0 +1,218 @@
+"""The session that this process belongs to: its name, this process's log, and the facts about the process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from profilemate import _native
+from profilemate.hooks import Attached, HookSpec
+from profilemate.settings import PROFILERS, settings
+
+#: Folder of the session; children inherit it and join.
+SESSION_VARIABLE = "PROFILEMATE_SESSION"
+#: Set by the launcher: it makes the tables.
+COLLECTOR_VARIABLE = "PROFILEMATE_COLLECTOR"
+
+#: Profilers that this version does not have yet.
+_NOT_BUILT = {
+    "cuda_graph_tracking",
+    "kv_cache_tracking",
+    "moe_expert_tracking",
+    "preemption_tracking",
+    "encoder_decoder_timing",
+}
+
+#: What is attached in this process.
+ATTACHED = Attached()
+
+_roles: set[tuple[str, int, int]] = set()
+_failed = False
+
+
+def choose() -> str:
+    """The session folder. The first process of a launch names it and exports the name; nothing is made yet."""
+    folder = os.environ.get(SESSION_VARIABLE)
+    if not folder:
+        folder = os.path.join(settings()["output_dir"], _native.new_session_name())
+        os.environ[SESSION_VARIABLE] = folder
+    return folder
+
+
+def has_role(role: str) -> bool:
+    """Whether this process was found to do this job."""
+    return any(name == role for name, _, _ in _roles)
+
+
+def take_role(role: str, rank: int, data_parallel_rank: int, vllm_config: Any = None) -> None:
+    """This process does a job of vLLM's: opens its log, or notes the job in the one it has."""
+    global _failed
+    if _failed or (role, rank, data_parallel_rank) in _roles and _native.is_open():
+        return
+    if _native.is_open():
+        _native.add_role(role, rank, data_parallel_rank)
+    else:
+        try:
+            _open(role, rank, data_parallel_rank)
+        except OSError as error:
+            _failed = True
+            sys.stderr.write(f"profilemate: {error}; this process is not recorded, and vLLM is not affected\n")
+            return
+    _roles.add((role, rank, data_parallel_rank))
+    _note_config(vllm_config)
+
+
+def _open(role: str, rank: int, data_parallel_rank: int) -> None:
+    values = settings()
+    folder = choose()
+    made = _native.sessions_folder_ready(folder)
+    _native.open(folder, role, rank, data_parallel_rank, values["segment_bytes"], values["max_bytes"])
+    _native.set_debug_interval(values["debug_interval"] if values["debug"] else 0)
+    _close_at_exit()
+    _note_process()
+    if values["verbose"]:
+        profilers = ", ".join(name for name in PROFILERS if values[name] and name not in _NOT_BUILT)
+        sys.stderr.write(
+            f"profilemate: [{os.getpid()}] {role}-{rank} records {profilers} to {folder} (timing: wall)\n"
+        )
+    if made and COLLECTOR_VARIABLE not in os.environ:
+        _start_collector(folder)
+
+
+def _start_collector(folder: str) -> None:
+    """Starts the process that makes the tables; it outlives vLLM, however that ends."""
+    import subprocess
+
+    program = Path(__file__).parent / "_bin" / "profilemate"
+    try:
+        # It leaves this process's family at once, so it is neither waited for nor killed with it.
+        subprocess.run(
+            [str(program), "collect", "--detach", folder],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        sys.stderr.write(
+            f"profilemate: cannot start {program} ({error}); the recording goes on, and "
+            f"`profilemate export {folder}` makes its tables\n"
+        )
+
+
+def _close_at_exit() -> None:
+    """A log that is closed says that its process ended in order. It is whole without that, too."""
+    atexit.register(_native.close)
+    if "multiprocessing.util" in sys.modules:
+        # Children of multiprocessing leave without atexit, but run these.
+        from multiprocessing import util
+
+        util.Finalize(None, _native.close, exitpriority=-100)
+
+
+def _after_fork_in_child() -> None:
+    global _failed
+    _roles.clear()
+    _failed = False
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def note_hook(spec: HookSpec) -> None:
+    """Notes in the log where a hook is attached, or why not."""
+    if not _native.is_open():
+        return
+    places = ATTACHED.places.get(spec.name)
+    if places:
+        _native.fact(f"hook:{spec.name}", ", ".join(places))
+    elif spec.name in ATTACHED.absent and not spec.optional:
+        _native.fact(f"hook:{spec.name}", f"absent: {ATTACHED.absent[spec.name]}")
+
+
+def note_profiler(profiler: str, state: str) -> None:
+    """Notes whether a profiler works in this process: `on`, or `could not attach: …`."""
+    if settings()[profiler]:
+        _native.fact(f"profiler:{profiler}", state)
+
+
+def note_profiler_needs(profiler: str, hook: str) -> None:
+    """A profiler works in this process if this hook is attached."""
+    if hook in ATTACHED.places:
+        note_profiler(profiler, "on")
+    else:
+        reason = ATTACHED.absent.get(hook, f"{hook} was not found")
+        note_profiler(profiler, f"could not attach: {reason}")
+
+
+def _note_process() -> None:
+    from profilemate.probes import HOOKS
+
+    values = settings()
+    for profiler in PROFILERS:
+        _native.fact(f"flag:{profiler}", "1" if values[profiler] else "0")
+        if not values[profiler]:
+            _native.fact(f"profiler:{profiler}", "off")
+        elif profiler in _NOT_BUILT:
+            _native.fact(f"profiler:{profiler}", "could not attach: not in this version of ProfileMate")
+    _native.fact("flag:cuda_events_enabled", "1" if values["timing"] == "events" else "0")
+    _native.fact("timing_mode", "wall")
+    _native.fact("python_version", sys.version.split()[0])
+    for module in ("vllm", "torch"):
+        version = getattr(sys.modules.get(module), "__version__", None)
+        if version is not None:
+            _native.fact(f"{module}_version", str(version))
+    for spec in HOOKS:
+        note_hook(spec)
+
+
+def _note_config(vllm_config: Any) -> None:
+    model = getattr(getattr(vllm_config, "model_config", None), "model", None)
+    if isinstance(model, str):
+        _native.fact("model", model)
+
+
+#: Words in the name of an option whose value is nobody's business.
+_SECRET_WORDS = ("key", "token", "secret", "password", "credential", "auth")
+#: Options that have such a word in their name and a harmless value.
+_NOT_SECRET = ("max-num-batched-tokens", "tokenizer", "max-tokens", "token-ids", "num-tokens")
+
+
+def command_without_secrets(arguments: list[str]) -> str:
+    """A command line with the values of secret options, and of `NAME=value` words with such names, removed."""
+    shown: list[str] = []
+    hide_next = False
+    for argument in arguments:
+        if hide_next and not argument.startswith("-"):
+            # Options such as --api-key take several values.
+            shown.append("***")
+            continue
+        name, equals, _ = argument.partition("=")
+        plain = name.lstrip("-").lower().replace("_", "-")
+        looks_secret = any(word in plain for word in _SECRET_WORDS) and not any(
+            harmless in plain for harmless in _NOT_SECRET
+        )
+        is_option = argument.startswith("-")
+        hide_next = is_option and looks_secret and not equals
+        shown.append(f"{name}=***" if looks_secret and equals else argument)
+    return " ".join(shown)
+
+
+def note_command() -> None:
+    """Notes how this process was started."""
+    _native.fact("command", command_without_secrets(list(getattr(sys, "orig_argv", sys.argv))))
+
+
+def note_device() -> None:
+    """Notes which GPU torch uses here, if it uses one; never makes it initialise one."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    cuda = torch.cuda
+    if cuda.is_available() and cuda.is_initialized():
+        _native.fact("gpu_name", str(cuda.get_device_name()))
+        _native.fact("gpu_count", str(cuda.device_count()))

@@ -1,0 +1,89 @@
+"""Runs at the start of every Python process that has this folder on PYTHONPATH.
+
+It puts one finder in front of the import system, which does nothing until a module of vLLM is imported, and then runs
+the `sitecustomize` that Python would have run without us. It makes no file, prints nothing and loads nothing else.
+"""
+
+import os
+import sys
+
+
+def _package_folder():
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _load_package():
+    """Makes `profilemate` importable from where this file lies, whatever environment this process runs in."""
+    if "profilemate" in sys.modules:
+        return
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    folder = _package_folder()
+    spec = spec_from_file_location(
+        "profilemate", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+    )
+    module = module_from_spec(spec)
+    sys.modules["profilemate"] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop("profilemate", None)
+        raise
+
+
+class _LazySettings(type):
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _load_package()
+        from profilemate.settings import legacy_value
+
+        return legacy_value(name)
+
+
+class ProfilingConfig(metaclass=_LazySettings):
+    """The settings under the first generation's names, such as `ProfilingConfig.ENABLE_CPU_TIMING`."""
+
+
+def _attach():
+    _load_package()
+    from profilemate import importhook
+
+    importhook.install()
+
+
+def _chain():
+    """Runs the `sitecustomize` that ours shadows, as `site` would have: what it raises, `site` reports."""
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+
+    here = os.path.dirname(os.path.abspath(__file__))
+
+    def is_here(folder):
+        try:
+            return os.path.samefile(folder or os.curdir, here)
+        except OSError:
+            return False
+
+    spec = PathFinder.find_spec("sitecustomize", [folder for folder in sys.path if not is_here(folder)])
+    if spec is None or spec.loader is None:
+        return
+    module = module_from_spec(spec)
+    # Scripts may ask either of us for our settings.
+    module.ProfilingConfig = ProfilingConfig
+    ours = sys.modules.get("sitecustomize")
+    sys.modules["sitecustomize"] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if ours is not None:
+            sys.modules["sitecustomize"] = ours
+        raise
+
+
+try:
+    _attach()
+except Exception as error:
+    # Whatever is wrong with us is no business of the program that starts here, unless it runs vLLM.
+    sys.stderr.write(f"profilemate: cannot attach ({type(error).__name__}: {error}); nothing is recorded\n")
+_chain()
