@@ -326,15 +326,15 @@ def test_outputs_are_counted_as_vllm_makes_them(tmp_path: Path) -> None:
         """
 import collections
 class Output:
-    def __init__(self, tokens, reason): self.new_token_ids, self.finish_reason = tokens, reason
+    def __init__(self, tokens): self.new_token_ids = tokens
 class Outputs:
     def __init__(self, outputs): self.timestamp, self.outputs = 1.5, outputs
 outputs = collections.defaultdict(Outputs)
-outputs[0] = Outputs([Output([1], None), Output([1, 2], "stop")])
+outputs[0] = Outputs([Output([1]), Output([1, 2])])
 outputs[3] = Outputs([])
-n.count_outputs(outputs)
+n.count_outputs(outputs, 1)
 print(written())
-try: n.count_outputs({0: Outputs([object()])})
+try: n.count_outputs({0: Outputs([object()])}, 0)
 except AttributeError: print("said")
 """,
     )

@@ -1,15 +1,19 @@
-"""Calls back when a module of vLLM has been imported, without importing anything itself."""
+"""Calls back when a module of vLLM has been imported.
+
+Loaded into every Python process that has us on its path, so it imports nothing, `typing` included.
+"""
 
 from __future__ import annotations
 
 import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 
 class _Loader:

@@ -101,7 +101,7 @@ pub struct Outputs {
     pub num_outputs: u32,
     /// Generated tokens in it.
     pub new_tokens: u64,
-    /// Requests that it finishes.
+    /// Requests that the step finished, on the record of its first client.
     pub finished: u64,
 }
 

@@ -201,26 +201,29 @@ pub(crate) fn write_span(py: Python<'_>, name: &str, begin: u64, end: u64, step:
 }
 
 /// Counts what an engine step sends to its clients (`dict[client index, EngineCoreOutputs]`, as
-/// `Scheduler.update_from_output` returns it) and writes one record per client.
+/// `Scheduler.update_from_output` returns it) and writes one record per client. `finished` is the number of requests
+/// that the step finished; it goes to the record of the first client.
 ///
-/// The step is the engine's current one. Runs once per step over every output, so it reads attributes only: no object is made per output.
+/// The step is the engine's current one. Runs once per step over every output, so it reads one attribute of each and
+/// makes no object.
 #[pyfunction]
-pub(crate) fn count_outputs(py: Python<'_>, outputs: &Bound<'_, PyDict>) -> PyResult<()> {
+pub(crate) fn count_outputs(py: Python<'_>, outputs: &Bound<'_, PyDict>, finished: u64) -> PyResult<()> {
+    let mut finished = finished;
     for (client, engine_core_outputs) in outputs.iter() {
         let timestamp: f64 = engine_core_outputs.getattr(intern!(py, "timestamp"))?.extract()?;
         let list = engine_core_outputs.getattr(intern!(py, "outputs"))?;
-        let counted = match list.cast::<PyList>() {
-            Ok(list) => count(list, intern!(py, "new_token_ids"), intern!(py, "finish_reason"))?,
-            // Older and newer versions alike use a list; anything else is no reason to fail.
-            Err(_) => Counted::default(),
+        let (num_outputs, new_tokens) = match list.cast::<PyList>() {
+            Ok(list) => count(list, intern!(py, "new_token_ids"))?,
+            // All known versions use a list; anything else is no reason to fail.
+            Err(_) => (0, 0),
         };
         let client: i64 = client.extract()?;
         let payload = Payload::Outputs(Outputs {
             timestamp_bits: timestamp.to_bits(),
             client: u32::try_from(client).unwrap_or(u32::MAX),
-            num_outputs: counted.outputs,
-            new_tokens: counted.new_tokens,
-            finished: counted.finished,
+            num_outputs,
+            new_tokens,
+            finished: std::mem::take(&mut finished),
         });
         state::with(py, |state| {
             let (step, label) = (state.lanes[ENGINE].step, state.label);
@@ -230,47 +233,31 @@ pub(crate) fn count_outputs(py: Python<'_>, outputs: &Bound<'_, PyDict>) -> PyRe
     Ok(())
 }
 
-#[derive(Default)]
-struct Counted {
-    outputs: u32,
-    new_tokens: u64,
-    finished: u64,
-}
-
-fn count(
-    list: &Bound<'_, PyList>,
-    new_token_ids: &Bound<'_, PyString>,
-    finish_reason: &Bound<'_, PyString>,
-) -> PyResult<Counted> {
+/// Length of the list, and the sum of the lengths of its items' attribute.
+fn count(list: &Bound<'_, PyList>, attribute: &Bound<'_, PyString>) -> PyResult<(u32, u64)> {
     let py = list.py();
-    let mut counted = Counted::default();
+    let (mut items, mut total) = (0, 0);
     // SAFETY: the list is borrowed from its owner, which nothing below changes: `EngineCoreOutput` is a plain struct
     // whose attributes run no code. Items are borrowed references that the list keeps alive; attributes are new
     // references and released at once.
     unsafe {
         for i in 0..ffi::PyList_Size(list.as_ptr()) {
-            let output = ffi::PyList_GetItem(list.as_ptr(), i);
-            if output.is_null() {
+            let item = ffi::PyList_GetItem(list.as_ptr(), i);
+            if item.is_null() {
                 return Err(PyErr::fetch(py));
             }
-            let tokens = ffi::PyObject_GetAttr(output, new_token_ids.as_ptr());
-            if tokens.is_null() {
+            let value = ffi::PyObject_GetAttr(item, attribute.as_ptr());
+            if value.is_null() {
                 return Err(PyErr::fetch(py));
             }
-            let length = ffi::PyObject_Size(tokens);
-            ffi::Py_DECREF(tokens);
+            let length = ffi::PyObject_Size(value);
+            ffi::Py_DECREF(value);
             if length < 0 {
                 return Err(PyErr::fetch(py));
             }
-            let reason = ffi::PyObject_GetAttr(output, finish_reason.as_ptr());
-            if reason.is_null() {
-                return Err(PyErr::fetch(py));
-            }
-            counted.finished += u64::from(reason != ffi::Py_None());
-            ffi::Py_DECREF(reason);
-            counted.outputs += 1;
-            counted.new_tokens += length.unsigned_abs() as u64;
+            items += 1;
+            total += length.unsigned_abs() as u64;
         }
     }
-    Ok(counted)
+    Ok((items, total))
 }

@@ -15,6 +15,7 @@ from profilemate.settings import settings
 STEP = "profilemate_step"
 #: Attribute of a scheduler that holds our bookkeeping.
 _BOOKS = "_profilemate_books"
+_FINISHED_BEFORE = "_profilemate_finished_before"
 
 
 class Books:
@@ -137,14 +138,17 @@ def _after_schedule(output: Any, scheduler: Any) -> int:
     return step
 
 
-def _before_update_from_output(_scheduler: Any, scheduler_output: Any, *_args: Any, **_kwargs: Any) -> int | None:
+def _before_update_from_output(scheduler: Any, scheduler_output: Any, *_args: Any, **_kwargs: Any) -> int | None:
+    scheduler.__dict__[_FINISHED_BEFORE] = len(scheduler.finished_req_ids)
     step: int | None = getattr(scheduler_output, STEP, None)
     return step
 
 
-def _after_update_from_output(result: Any, _scheduler: Any) -> None:
+def _after_update_from_output(result: Any, scheduler: Any) -> None:
     if isinstance(result, dict):
-        _native.count_outputs(result)
+        # The set is emptied by `schedule` only, so in here it grows by what this step finished.
+        finished = len(scheduler.finished_req_ids) - scheduler.__dict__.get(_FINISHED_BEFORE, 0)
+        _native.count_outputs(result, max(finished, 0))
 
 
 HOOKS = (

@@ -7,6 +7,11 @@ the `sitecustomize` that Python would have run without us. It makes no file, pri
 import os
 import sys
 
+# The import system itself. `importlib.util` and `importlib.machinery` offer the same names, but importing them loads
+# half a dozen modules, in every Python process of the machine's user.
+import _frozen_importlib
+import _frozen_importlib_external
+
 
 def _package_folder():
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -16,13 +21,11 @@ def _load_package():
     """Makes `profilemate` importable from where this file lies, whatever environment this process runs in."""
     if "profilemate" in sys.modules:
         return
-    from importlib.util import module_from_spec, spec_from_file_location
-
     folder = _package_folder()
-    spec = spec_from_file_location(
+    spec = _frozen_importlib_external.spec_from_file_location(
         "profilemate", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
     )
-    module = module_from_spec(spec)
+    module = _frozen_importlib.module_from_spec(spec)
     sys.modules["profilemate"] = module
     try:
         spec.loader.exec_module(module)
@@ -54,9 +57,6 @@ def _attach():
 
 def _chain():
     """Runs the `sitecustomize` that ours shadows, as `site` would have: what it raises, `site` reports."""
-    from importlib.machinery import PathFinder
-    from importlib.util import module_from_spec
-
     here = os.path.dirname(os.path.abspath(__file__))
 
     def is_here(folder):
@@ -65,10 +65,11 @@ def _chain():
         except OSError:
             return False
 
-    spec = PathFinder.find_spec("sitecustomize", [folder for folder in sys.path if not is_here(folder)])
+    folders = [folder for folder in sys.path if not is_here(folder)]
+    spec = _frozen_importlib_external.PathFinder.find_spec("sitecustomize", folders)
     if spec is None or spec.loader is None:
         return
-    module = module_from_spec(spec)
+    module = _frozen_importlib.module_from_spec(spec)
     # Scripts may ask either of us for our settings.
     module.ProfilingConfig = ProfilingConfig
     ours = sys.modules.get("sitecustomize")
