@@ -145,9 +145,7 @@ def main() -> None:
                     "with_us": round(statistics.median(per_step["with"]), 2),
                     "added_us": round(statistics.median(differences), 2),
                     "added_us_quartiles": [round(q, 2) for q in statistics.quantiles(differences, n=4)],
-                    "reported_by_probes_us": round(
-                        reported / per_microsecond / options.pairs / options.steps, 2
-                    ),
+                    "reported_by_probes_us": round(reported / per_microsecond / options.pairs / options.steps, 2),
                 }
             ),
             flush=True,

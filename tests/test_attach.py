@@ -157,9 +157,7 @@ def test_children_join_the_session_whichever_way_they_start(tmp_path: Path, fake
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, sys\n"
-        "def child():\n    "
-        + USE.replace("\n", "\n    ")
-        + "\nif __name__ == '__main__':\n"
+        "def child():\n    " + USE.replace("\n", "\n    ") + "\nif __name__ == '__main__':\n"
         "    import vllm.v1.engine.core\n"
         "    for method in ('fork', 'spawn', 'forkserver'):\n"
         "        process = multiprocessing.get_context(method).Process(target=child)\n"
@@ -261,7 +259,10 @@ def test_verbose_says_what_attaches_and_how_far_it_is(tmp_path: Path, fake: Path
     done = python(USE, tmp_path / "out", SITE, fake, PROFILEMATE_VERBOSE="1", PROFILEMATE_LOG_INTERVAL="2")
     assert done.stdout == ""
     assert "scheduler.schedule attached to vllm.v1.core.sched.scheduler:Scheduler.schedule" in done.stderr
-    assert "engine_core-0 records forward_pass_timing, cpu_timing, batch_utilization_tracking to" in done.stderr
+    assert (
+        "engine_core-0 records cuda_graph_tracking, forward_pass_timing, cpu_timing, batch_utilization_tracking to"
+        in done.stderr
+    )
     assert [line for line in done.stderr.splitlines() if " step " in line] == [
         f"profilemate: step {step}: 2 sequences, 3 tokens, 2 running, 1 waiting" for step in (2, 4)
     ]
@@ -276,13 +277,15 @@ def test_debug_prints_every_nth_event(tmp_path: Path, fake: Path) -> None:
 def test_secrets_in_the_command_line_are_not_recorded() -> None:
     from profilemate.session import command_without_secrets
 
-    assert command_without_secrets(
-        ["vllm", "serve", "m", "--api-key", "one", "two", "--port", "8", "--hf-token=three", "HF_TOKEN=four",
-         "--max-num-batched-tokens", "192", "--tokenizer", "t"]
-    ) == "vllm serve m --api-key *** *** --port 8 --hf-token=*** HF_TOKEN=*** --max-num-batched-tokens 192 --tokenizer t"
+    command = "vllm serve m --api-key one two --port 8 --hf-token=three HF_TOKEN=four --max-num-batched-tokens 192"
+    assert command_without_secrets(command.split()) == (
+        "vllm serve m --api-key *** *** --port 8 --hf-token=*** HF_TOKEN=*** --max-num-batched-tokens 192"
+    )
 
 
-def test_without_us_in_front_the_other_sitecustomize_shadows_and_doctor_says_so(tmp_path: Path, fake: Path) -> None:
+def test_without_us_in_front_the_other_sitecustomize_shadows_and_doctor_says_so(
+    tmp_path: Path, fake: Path
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "sitecustomize.py").write_text("")
@@ -296,7 +299,10 @@ def test_without_us_in_front_the_other_sitecustomize_shadows_and_doctor_says_so(
     report = json.loads(done.stdout)
     assert report["vllm_folder"] == str(fake / "vllm")
     assert done.returncode == 1
-    assert {hook["name"] for hook in report["hooks"] if hook["attaches"]} >= {"scheduler.schedule", "engine_core.init"}
+    assert {hook["name"] for hook in report["hooks"] if hook["attaches"]} >= {
+        "scheduler.schedule",
+        "engine_core.init",
+    }
     assert any(str(other) in note for note in report["notes"])
     assert "forward_pass_timing.csv" in report["missing_tables"]
 

@@ -64,7 +64,8 @@ def test_it_is_called_as_the_function_is() -> None:
     assert owner.method(1, 3) == (1, 3)
     assert owner.method(second=4, first=1) == (1, 4)
     assert Owner.method(owner, 5) == (5, 2)
-    assert owner.method(*[1], **{"second": 6}) == (1, 6)
+    keywords = {"second": 6}
+    assert owner.method(*[1], **keywords) == (1, 6)
 
 
 def test_wrong_arguments_give_the_functions_own_error() -> None:
@@ -196,7 +197,7 @@ print(f.failures)
         PROFILEMATE_FAULT=fault,
     )
     assert done.returncode == 0
-    assert done.stdout.splitlines() == ["0", "1", "\"vLLM's own\"", "3", "3"]
+    assert done.stdout.splitlines() == ["0", "1", '"vLLM\'s own"', "3", "3"]
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "the.probe" in done.stderr
 
@@ -360,7 +361,11 @@ def test_many_threads_hammering_one_hook_lose_no_call() -> None:
 
 def test_settings_come_from_rust() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import json; from profilemate import _native as n; print(json.dumps(n.settings()))"],
+        [
+            sys.executable,
+            "-c",
+            "import json; from profilemate import _native as n; print(json.dumps(n.settings()))",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -376,7 +381,10 @@ def test_signals_are_not_ours() -> None:
     code = "import signal; print([str(signal.getsignal(s)) for s in (signal.SIGTERM, signal.SIGINT)])"
     plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = subprocess.run(
-        [sys.executable, "-c", "from profilemate import _native; " + code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "from profilemate import _native; " + code],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert plain.stdout.split(" at ")[0] == ours.stdout.split(" at ")[0]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]

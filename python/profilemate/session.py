@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ COLLECTOR_VARIABLE = "PROFILEMATE_COLLECTOR"
 
 #: Profilers that this version does not have yet.
 _NOT_BUILT = {
-    "cuda_graph_tracking",
     "kv_cache_tracking",
     "moe_expert_tracking",
     "preemption_tracking",
@@ -50,7 +50,7 @@ def has_role(role: str) -> bool:
 def take_role(role: str, rank: int, data_parallel_rank: int, vllm_config: Any = None) -> None:
     """This process does a job of vLLM's: opens its log, or notes the job in the one it has."""
     global _failed
-    if _failed or (role, rank, data_parallel_rank) in _roles and _native.is_open():
+    if _failed or ((role, rank, data_parallel_rank) in _roles and _native.is_open()):
         return
     if _native.is_open():
         _native.add_role(role, rank, data_parallel_rank)
@@ -134,6 +134,20 @@ def note_hook(spec: HookSpec) -> None:
         _native.fact(f"hook:{spec.name}", f"absent: {ATTACHED.absent[spec.name]}")
 
 
+def hook_override(spec: HookSpec, owner: type, method: str) -> None:
+    """Hooks a method where the class of an object at hand defines it, unless that is hooked already."""
+    function = getattr(owner, method, None)
+    definer = next((base for base in owner.__mro__ if method in vars(base)), None)
+    if definer is None or isinstance(function, _native.Hook):
+        return
+    place = f"{definer.__module__}:{definer.__qualname__}.{method}"
+    override = replace(
+        spec, name=f"{spec.name} ({definer.__qualname__})", places=(place,), group=spec.group or spec.name
+    )
+    ATTACHED.attach(override, sys.modules[definer.__module__])
+    note_hook(override)
+
+
 def note_profiler(profiler: str, state: str) -> None:
     """Notes whether a profiler works in this process: `on`, or `could not attach: …`."""
     if settings()[profiler]:
@@ -207,12 +221,31 @@ def note_command() -> None:
     _native.fact("command", command_without_secrets(list(getattr(sys, "orig_argv", sys.argv))))
 
 
-def note_device() -> None:
-    """Notes which GPU torch uses here, if it uses one; never makes it initialise one."""
+def use_device() -> None:
+    """Notes which GPU torch uses in this process and has steps timed on it; never makes torch initialise one."""
     torch = sys.modules.get("torch")
     if torch is None:
         return
     cuda = torch.cuda
-    if cuda.is_available() and cuda.is_initialized():
-        _native.fact("gpu_name", str(cuda.get_device_name()))
-        _native.fact("gpu_count", str(cuda.device_count()))
+    if not (cuda.is_available() and cuda.is_initialized()):
+        return
+    values = settings()
+    device = cuda.current_device()
+    _native.fact("gpu_name", str(cuda.get_device_name(device)))
+    _native.fact("gpu_count", str(cuda.device_count()))
+    driver = _native.cuda_driver_version()
+    if driver is not None:
+        _native.fact("gpu_driver", f"CUDA {driver}")
+    if not values["forward_pass_timing"]:
+        return
+    if values["timing"] == "lightweight":
+        _native.fact("timing_mode", "lightweight")
+        return
+    stream_function = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    if stream_function is not None and _native.use_cuda(stream_function, device, values["cuda_event_batch_size"]):
+        _native.fact("timing_mode", "events")
+    else:
+        sys.stderr.write(
+            "profilemate: no CUDA events here; forward passes are timed by the wall clock "
+            "(timing_mode in metadata.json)\n"
+        )

@@ -63,7 +63,7 @@ pub enum ClockSource {
     Monotonic = 0,
     /// The time-stamp counter of an x86-64 processor (Intel SDM volume 3, 17.17: invariant TSC).
     X86Tsc = 1,
-    /// `CNTVCT_EL0` of an AArch64 processor.
+    /// `CNTVCT_EL0` of a 64-bit Arm processor.
     ArmCounter = 2,
 }
 

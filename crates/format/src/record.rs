@@ -129,8 +129,32 @@ pub struct ProcessExit {
     pub signal: u64,
 }
 
+/// Times of one engine step on the GPU, read from its own clock once the step was done.
+///
+/// Payload: word 3 `forward_ms`, `sample_ms` · word 4 `idle_before_ms`, `draft_ms` (bits of `f32`, low half first; NaN =
+/// not measured) · word 5 `num_tokens`, `padded_tokens` · word 6 descriptor (string id), `read_after` (microseconds).
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct GpuStep {
+    /// From the first to the last kernel of the forward pass, in milliseconds.
+    pub forward_ms: Option<f32>,
+    /// Sampling, in milliseconds.
+    pub sample_ms: Option<f32>,
+    /// From the last kernel of the step before to the first of this one's forward pass, in milliseconds.
+    pub idle_before_ms: Option<f32>,
+    /// Drafting (speculative decoding), in milliseconds.
+    pub draft_ms: Option<f32>,
+    /// Tokens without padding.
+    pub num_tokens: u32,
+    /// Tokens with padding; 0 = unknown.
+    pub padded_tokens: u32,
+    /// String id of the descriptor of the batch (`MODE num_tokens=… num_reqs=… uniform=… has_lora=…`); 0 = unknown.
+    pub descriptor: u32,
+    /// Microseconds from the record's ticks (the host launching the forward pass) to the moment the step was found done.
+    pub read_after_us: u32,
+}
+
 /// The part of a record that depends on its kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Payload {
     /// Kind 1.
     Span(Span),
@@ -142,6 +166,8 @@ pub enum Payload {
     Limits(Limits),
     /// Kind 5.
     ProcessExit(ProcessExit),
+    /// Kind 6.
+    GpuStep(GpuStep),
     /// A kind that this build does not know.
     Unknown {
         /// Its number.
@@ -152,7 +178,7 @@ pub enum Payload {
 }
 
 /// One record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Record {
     /// When it began, in ticks of the process's clock.
     pub ticks: u64,
@@ -181,6 +207,15 @@ const fn high(word: u64) -> u32 {
     (word >> 32) as u32
 }
 
+fn milliseconds_bits(value: Option<f32>) -> u32 {
+    value.unwrap_or(f32::NAN).to_bits()
+}
+
+/// No writer writes a negative or infinite time, so what is none of ours is unknown.
+fn milliseconds(bits: u32) -> Option<f32> {
+    Some(f32::from_bits(bits)).filter(|value| value.is_finite() && *value >= 0.0)
+}
+
 impl Record {
     /// The record's words, as they lie in the file before the committing word.
     #[inline]
@@ -201,6 +236,15 @@ impl Record {
             }
             Payload::Limits(l) => (4, [l.max_num_seqs, l.max_num_tokens, 0, 0]),
             Payload::ProcessExit(e) => (5, [e.pid, e.code.cast_unsigned(), e.signal, 0]),
+            Payload::GpuStep(g) => (
+                6,
+                [
+                    halves(milliseconds_bits(g.forward_ms), milliseconds_bits(g.sample_ms)),
+                    halves(milliseconds_bits(g.idle_before_ms), milliseconds_bits(g.draft_ms)),
+                    halves(g.num_tokens, g.padded_tokens),
+                    halves(g.descriptor, g.read_after_us),
+                ],
+            ),
             Payload::Unknown { kind, words } => (kind, words),
         };
         let head = u64::from(kind)
@@ -241,6 +285,16 @@ impl Record {
             }),
             4 => Payload::Limits(Limits { max_num_seqs: a, max_num_tokens: b }),
             5 => Payload::ProcessExit(ProcessExit { pid: a, code: b.cast_signed(), signal: c }),
+            6 => Payload::GpuStep(GpuStep {
+                forward_ms: milliseconds(low(a)),
+                sample_ms: milliseconds(high(a)),
+                idle_before_ms: milliseconds(low(b)),
+                draft_ms: milliseconds(high(b)),
+                num_tokens: low(c),
+                padded_tokens: high(c),
+                descriptor: low(d),
+                read_after_us: high(d),
+            }),
             kind => Payload::Unknown { kind, words: [a, b, c, d] },
         };
         Self {
@@ -271,7 +325,7 @@ pub fn commit_word(words: &Words, slot: u32) -> u64 {
 }
 
 /// What lies in a slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Slot {
     /// A committed record.
     Record(Record),
@@ -345,6 +399,21 @@ mod tests {
             }
             let _ = read_slot(&slot_bytes, slot);
         }
+    }
+
+    #[test]
+    fn gpu_times_keep_what_is_unknown() {
+        let payload = Payload::GpuStep(GpuStep {
+            forward_ms: Some(9.25),
+            idle_before_ms: Some(0.0),
+            num_tokens: 3,
+            padded_tokens: 8,
+            descriptor: 4,
+            read_after_us: 11_000,
+            ..GpuStep::default()
+        });
+        let record = Record { ticks: 1, step: 2, label: Label::Work, flags: 0, name: 0, payload };
+        assert_eq!(Record::from_words(&record.to_words()), record);
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! The functions of `profilemate._native`. Those that probes call per step take plain numbers.
 
-use crate::state::{self, ENGINE, SpanRecord};
+use crate::gpu;
+use crate::state::{self, Cuda, ENGINE, SpanRecord, WORKER};
+use profilemate_cuda::{Driver, Timer};
 use profilemate_format::record::{Label, Limits, Outputs, Payload, Record, Schedule};
 use profilemate_record::{Options, Writer, clock, session_folder};
 use profilemate_settings::{Settings, Value};
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
-use pyo3::{ffi, intern};
+use pyo3::{ffi, intern as name};
 use std::path::Path;
 
 /// Reads every setting from the environment and the configuration file: `(settings, problems)`, where `settings` has
@@ -88,10 +90,74 @@ pub(crate) fn process_label(py: Python<'_>) -> Option<String> {
 /// Ends the log in order.
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>) {
-    let writer = state::with(py, |state| state.writer.take());
-    if let Some(writer) = writer {
+    let (cuda, writer) = state::with(py, |state| (state.cuda.take(), state.writer.take()));
+    if let Some(mut writer) = writer {
+        if let Some(cuda) = cuda {
+            let now = clock::ticks();
+            cuda.timer.close(|times| gpu::write_times(&mut writer, times, now));
+        }
         writer.close();
     }
+}
+
+/// Times steps on the GPU from here on. `stream_function(device)` gives the stream that the calling thread launches on;
+/// up to `steps_in_flight` steps wait before each is looked at. `False`: no CUDA driver is loaded.
+#[pyfunction]
+pub(crate) fn use_cuda(
+    py: Python<'_>,
+    stream_function: Py<PyAny>,
+    device: Py<PyAny>,
+    steps_in_flight: usize,
+) -> bool {
+    let Some(driver) = Driver::loaded() else { return false };
+    let timer = Timer::new(driver, steps_in_flight);
+    let old = state::with(py, |state| state.cuda.replace(Cuda { timer, stream_function, device }));
+    drop(old);
+    true
+}
+
+/// Version of CUDA that the loaded driver supports, as `13.0`; `None` without a driver.
+#[pyfunction]
+pub(crate) fn cuda_driver_version() -> Option<String> {
+    let version = Driver::loaded()?.version()?;
+    Some(format!("{}.{}", version / 1000, version % 1000 / 10))
+}
+
+/// What did not go as wished on the GPU: `(driver errors, newest of them, steps without events, steps in capture, steps of
+/// lost contexts, events that exist)`; `None` where nothing is timed.
+#[pyfunction]
+pub(crate) fn cuda_counters(py: Python<'_>) -> Option<(u64, i32, u64, u64, u64, usize)> {
+    state::with(py, |state| {
+        let timer = &state.cuda.as_ref()?.timer;
+        let counters = timer.counters();
+        let newest = counters.last_failure.map_or(0, |failure| failure.0);
+        Some((
+            counters.failures,
+            newest,
+            counters.exhausted,
+            counters.capturing,
+            counters.lost_contexts,
+            timer.events(),
+        ))
+    })
+}
+
+/// The id of a string in this process's log; 0 without a log. Not for the hot path.
+#[pyfunction]
+pub(crate) fn intern(py: Python<'_>, text: &str) -> u32 {
+    state::with(py, |state| state.writer.as_mut().map_or(0, |writer| writer.intern(text)))
+}
+
+/// What the batch of the worker's current step is dispatched as.
+#[pyfunction]
+pub(crate) fn describe_step(py: Python<'_>, descriptor: u32, padded_tokens: u32) {
+    state::with(py, |state| {
+        let lane = &mut state.lanes[WORKER];
+        (lane.descriptor, lane.padded_tokens) = (descriptor, padded_tokens);
+        if let Some(cuda) = &mut state.cuda {
+            cuda.timer.describe(descriptor, padded_tokens);
+        }
+    });
 }
 
 /// Notes that this process does another job as well.
@@ -179,15 +245,29 @@ pub(crate) fn schedule(
 
 /// Writes a span that was timed in Python (rare events and benchmarks; hooks do not come through here).
 #[pyfunction]
-#[pyo3(signature = (name, begin, end, step = 0, value_a = 0, value_b = 0))]
-pub(crate) fn write_span(py: Python<'_>, name: &str, begin: u64, end: u64, step: u64, value_a: u64, value_b: u64) {
+#[pyo3(signature = (name, begin, end, step = 0, value_a = 0, value_b = 0, context = ""))]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a record has this many fields, and a call costs less than an object"
+)]
+pub(crate) fn write_span(
+    py: Python<'_>,
+    name: &str,
+    begin: u64,
+    end: u64,
+    step: u64,
+    value_a: u64,
+    value_b: u64,
+    context: &str,
+) {
     state::with(py, |state| {
         let Some(writer) = &mut state.writer else { return };
         let name = writer.intern(name);
+        let context = if context.is_empty() { 0 } else { writer.intern(context) };
         let label = state.label;
         state.write_span(&SpanRecord {
             name,
-            context: 0,
+            context,
             begin,
             end,
             step,
@@ -210,10 +290,10 @@ pub(crate) fn write_span(py: Python<'_>, name: &str, begin: u64, end: u64, step:
 pub(crate) fn count_outputs(py: Python<'_>, outputs: &Bound<'_, PyDict>, finished: u64) -> PyResult<()> {
     let mut finished = finished;
     for (client, engine_core_outputs) in outputs.iter() {
-        let timestamp: f64 = engine_core_outputs.getattr(intern!(py, "timestamp"))?.extract()?;
-        let list = engine_core_outputs.getattr(intern!(py, "outputs"))?;
+        let timestamp: f64 = engine_core_outputs.getattr(name!(py, "timestamp"))?.extract()?;
+        let list = engine_core_outputs.getattr(name!(py, "outputs"))?;
         let (num_outputs, new_tokens) = match list.cast::<PyList>() {
-            Ok(list) => count(list, intern!(py, "new_token_ids"))?,
+            Ok(list) => count(list, name!(py, "new_token_ids"))?,
             // All known versions use a list; anything else is no reason to fail.
             Err(_) => (0, 0),
         };

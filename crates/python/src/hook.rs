@@ -8,6 +8,7 @@
 //! untouched, whatever happens on our side; see [`crate::failure`].
 
 use crate::failure::{self, Caught, FAILURES_UNTIL_OFF, Fault};
+use crate::gpu;
 use crate::state::{self, LANES, SpanRecord};
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use profilemate_format::record::Label;
@@ -20,7 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
-type VectorcallFunction =
+pub(crate) type VectorcallFunction =
     unsafe extern "C" fn(*mut PyObject, *const *mut PyObject, usize, *mut PyObject) -> *mut PyObject;
 
 /// `Py_TPFLAGS_HAVE_VECTORCALL` (Include/cpython/object.h, the same in 3.8 to 3.14).
@@ -56,6 +57,13 @@ pub(crate) const CONSTANTS: &[(&str, u8)] = &[
     ("WARM_UP", WARM_UP),
     ("DUMMY", DUMMY),
     ("ACCUMULATE", ACCUMULATE),
+    ("MARK_STEP", gpu::STEP),
+    ("MARK_FORWARD", gpu::FORWARD),
+    ("MARK_FORWARD_BEGINS", gpu::FORWARD_BEGINS),
+    ("MARK_FORWARD_ENDED", gpu::FORWARD_ENDED),
+    ("MARK_SAMPLE", gpu::SAMPLE),
+    ("MARK_DRAFT", gpu::DRAFT),
+    ("MARK_STEP_ENDED", gpu::STEP_ENDED),
     ("FRONT_END", 0),
     ("ENGINE", 1),
     ("WORKER", 2),
@@ -95,6 +103,8 @@ struct Hook {
     epoch: u32,
     kind: u8,
     lane: u8,
+    /// What it marks on the GPU's clock, see [`gpu`].
+    marks: u8,
     /// This span closes a step: it carries the probes' cost since the last one.
     closes_step: bool,
     /// Calls without a step are not recorded.
@@ -110,7 +120,7 @@ struct Hook {
     accumulated_calls: u64,
 }
 
-fn call_function() -> Option<VectorcallFunction> {
+pub(crate) fn call_function() -> Option<VectorcallFunction> {
     static CALL_FUNCTION: OnceLock<Option<VectorcallFunction>> = OnceLock::new();
     *CALL_FUNCTION.get_or_init(|| {
         // PyObject_Vectorcall is exported from 3.11 on (in 3.10 it is inline), _PyFunction_Vectorcall in 3.8 to 3.12.
@@ -272,9 +282,16 @@ unsafe extern "C" fn call(
         }
         let label = enter(py, hook, &told);
         INSIDE.set(inside | group);
-        let begin = if has_extractors { clock::ticks() } else { entered };
+        let marks = (*hook).marks;
+        if marks != 0 {
+            gpu::entered(py, marks);
+        }
+        let begin = if has_extractors || marks != 0 { clock::ticks() } else { entered };
         let result = call_target((*hook).target, arguments, count, keywords);
         let end = clock::ticks();
+        if marks != 0 && !result.is_null() {
+            gpu::returned(py, marks);
+        }
         INSIDE.set(INSIDE.get() & !group);
         if !(*hook).after.is_null() && !result.is_null() && !(*hook).off {
             let first = if count & !ARGUMENTS_OFFSET == 0 { ffi::Py_None() } else { *arguments };
@@ -396,7 +413,9 @@ fn write(
     }
     let step = if hook.closes_step && hook.needs_step { lane.seen } else { told.step.unwrap_or(lane.step) };
     let value_a = told.value_a.unwrap_or(lane.value);
-    let value_b = told.value_b.unwrap_or(0);
+    let is_forward = hook.marks & gpu::FORWARD != 0;
+    let value_b = told.value_b.unwrap_or(if is_forward { lane.padded_tokens.into() } else { 0 });
+    let context = if is_forward { lane.descriptor } else { hook.context_id };
     let skip = told.skip || hook.needs_step && step == 0;
     if !skip {
         let mut overhead_ticks = 0;
@@ -407,7 +426,7 @@ fn write(
         }
         state.write_span(&SpanRecord {
             name: hook.name_id,
-            context: hook.context_id,
+            context,
             begin,
             end,
             step,
@@ -503,7 +522,7 @@ fn optional(object: Option<Bound<'_, PyAny>>) -> *mut PyObject {
     object.filter(|object| !object.is_none()).map_or(null_mut(), Bound::into_ptr)
 }
 
-/// `Hook(target, name, *, kind, span, context, lane, group, closes_step, needs_step, before, after, accumulator)`.
+/// `Hook(target, name, *, kind, span, context, lane, marks, group, closes_step, needs_step, before, after, accumulator)`.
 unsafe extern "C" fn new(
     kind: *mut ffi::PyTypeObject,
     arguments: *mut PyObject,
@@ -566,7 +585,7 @@ unsafe fn make(
     let byte = |key: &str| -> PyResult<u8> {
         u8::try_from(number(key)?).map_err(|_| PyValueError::new_err(format!("{key} is out of range")))
     };
-    let (hook_kind, lane, group) = (byte("kind")?, byte("lane")?, byte("group")?);
+    let (hook_kind, lane, group, marks) = (byte("kind")?, byte("lane")?, byte("group")?, byte("marks")?);
     if group >= MAX_GROUPS {
         return Err(PyValueError::new_err("too many groups of hooks"));
     }
@@ -590,6 +609,7 @@ unsafe fn make(
         (*hook).context = Box::into_raw(context);
         (*hook).kind = hook_kind;
         (*hook).lane = lane;
+        (*hook).marks = marks;
         (*hook).closes_step = closes_step;
         (*hook).needs_step = needs_step;
         (*hook).group = group;

@@ -5,6 +5,7 @@
 
 mod calls;
 mod failure;
+mod gpu;
 mod hook;
 mod state;
 
@@ -15,8 +16,9 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::calls::{
-        add_role, close, count_outputs, fact, is_open, limits, new_session_name, open, process_label, schedule,
-        sessions_folder_ready, set_debug_interval, settings, statistics, ticks, write_span,
+        add_role, close, count_outputs, cuda_counters, cuda_driver_version, describe_step, fact, intern, is_open,
+        limits, new_session_name, open, process_label, schedule, sessions_folder_ready, set_debug_interval,
+        settings, statistics, ticks, use_cuda, write_span,
     };
     use pyo3::prelude::*;
 

@@ -1,5 +1,6 @@
 //! The recorder of this process, and what its hooks share.
 
+use profilemate_cuda::Timer;
 use profilemate_format::record::{FLAG_RAISED, Label, Payload, Record, Span};
 use profilemate_record::Writer;
 use pyo3::prelude::*;
@@ -9,6 +10,8 @@ use std::cell::UnsafeCell;
 pub(crate) const LANES: usize = 3;
 /// Lane of the engine core.
 pub(crate) const ENGINE: usize = 1;
+/// Lane of the worker.
+pub(crate) const WORKER: usize = 2;
 
 /// What a lane is working on.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,13 +20,35 @@ pub(crate) struct Lane {
     pub(crate) step: u64,
     /// Value of the step: for a worker `num_tokens | num_seqs << 32`.
     pub(crate) value: u64,
+    /// Tokens with padding; 0 = unknown.
+    pub(crate) padded_tokens: u32,
+    /// String id of the descriptor of the batch; 0 = unknown.
+    pub(crate) descriptor: u32,
+    /// When the forward pass began, where its beginning and end are in two functions; 0 = it did not.
+    pub(crate) forward_begin: u64,
     /// First step that was scheduled or updated since a step-closing hook was entered; 0 = none.
     pub(crate) seen: u64,
+}
+
+impl Lane {
+    const EMPTY: Self = Self { step: 0, value: 0, padded_tokens: 0, descriptor: 0, forward_begin: 0, seen: 0 };
+}
+
+/// Timing on a GPU, where there is one.
+#[derive(Debug)]
+pub(crate) struct Cuda {
+    pub(crate) timer: Timer,
+    /// `torch._C._cuda_getCurrentRawStream`, and its argument.
+    pub(crate) stream_function: Py<PyAny>,
+    pub(crate) device: Py<PyAny>,
 }
 
 /// Everything that is one per process.
 #[derive(Debug)]
 pub(crate) struct State {
+    pub(crate) cuda: Option<Cuda>,
+    /// String id of "forward" in the log of this epoch.
+    pub(crate) forward_name: (u32, u32),
     pub(crate) writer: Option<Writer>,
     /// Grows whenever a log is opened: ids of strings are good for one log.
     pub(crate) epoch: u32,
@@ -42,8 +67,10 @@ unsafe impl Sync for GilCell {}
 
 static STATE: GilCell = GilCell(UnsafeCell::new(State {
     writer: None,
+    cuda: None,
+    forward_name: (0, 0),
     epoch: 0,
-    lanes: [Lane { step: 0, value: 0, seen: 0 }; LANES],
+    lanes: [Lane::EMPTY; LANES],
     label: Label::Work,
     debug_interval: 0,
     debug_count: 0,

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from profilemate.hooks import HookSpec
-from profilemate.probes import engine_core, front_end, model_runner, scheduler, worker
+from profilemate.probes import (
+    cuda_graphs,
+    engine_core,
+    front_end,
+    model_runner,
+    model_runner_v2,
+    scheduler,
+    worker,
+)
 
 #: Every hook, in the order in which they are attached where several are in one module.
 HOOKS: tuple[HookSpec, ...] = (
@@ -12,4 +20,6 @@ HOOKS: tuple[HookSpec, ...] = (
     *scheduler.HOOKS,
     *worker.HOOKS,
     *model_runner.HOOKS,
+    *model_runner_v2.HOOKS,
+    *cuda_graphs.HOOKS,
 )

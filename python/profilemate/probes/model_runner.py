@@ -6,13 +6,14 @@ from typing import Any
 
 from profilemate import _native
 from profilemate.hooks import HookSpec
+from profilemate.probes.cuda_graphs import after_v1_dummy_run, before_v1_dummy_run
 from profilemate.probes.scheduler import STEP
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _BOTH = ("forward_pass_timing", "cpu_timing")
 
 
-def _before_execute_model(_self: Any, scheduler_output: Any, *_args: Any, **_kwargs: Any) -> tuple[int, int]:
+def before_execute_model(_self: Any, scheduler_output: Any, *_args: Any, **_kwargs: Any) -> tuple[int, int]:
     """The step, and its size: tokens in the low half, sequences in the high half."""
     size = scheduler_output.total_num_scheduled_tokens | len(scheduler_output.num_scheduled_tokens) << 32
     return getattr(scheduler_output, STEP, 0), size
@@ -24,15 +25,17 @@ HOOKS = (
         places=(f"{_V1}.execute_model",),
         profilers=_BOTH,
         lane=_native.WORKER,
+        marks=_native.MARK_STEP,
         span="model_execution",
         closes_step=True,
-        before=_before_execute_model,
+        before=before_execute_model,
     ),
     HookSpec(
         name="model_runner.forward",
         places=(f"{_V1}._model_forward",),
         profilers=_BOTH,
         lane=_native.WORKER,
+        marks=_native.MARK_FORWARD,
         span="forward",
     ),
     HookSpec(
@@ -40,6 +43,7 @@ HOOKS = (
         places=(f"{_V1}._sample",),
         profilers=_BOTH,
         lane=_native.WORKER,
+        marks=_native.MARK_SAMPLE,
         span="sampling",
     ),
     HookSpec(
@@ -50,10 +54,30 @@ HOOKS = (
         span="bookkeeping",
     ),
     HookSpec(
+        name="model_runner.propose_drafts",
+        places=(f"{_V1}.propose_draft_token_ids",),
+        profilers=("forward_pass_timing",),
+        lane=_native.WORKER,
+        marks=_native.MARK_DRAFT,
+        span="drafting",
+    ),
+    HookSpec(
+        name="model_runner.sample_tokens",
+        # vLLM 0.11 samples in execute_model.
+        places=(f"{_V1}.sample_tokens",),
+        profilers=("forward_pass_timing",),
+        kind=_native.CALL,
+        lane=_native.WORKER,
+        marks=_native.MARK_STEP_ENDED,
+        optional=True,
+    ),
+    HookSpec(
         name="model_runner.dummy_run",
         places=(f"{_V1}._dummy_run",),
         kind=_native.DUMMY,
         lane=_native.WORKER,
         span="dummy_run",
+        before=before_v1_dummy_run,
+        after=after_v1_dummy_run,
     ),
 )

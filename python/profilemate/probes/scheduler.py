@@ -39,32 +39,15 @@ def _after_init(_result: None, scheduler: Any) -> None:
     for profiler in ("cpu_timing", "batch_utilization_tracking"):
         session.note_profiler_needs(profiler, "scheduler.schedule")
     _native.limits(int(scheduler.max_num_running_reqs), int(scheduler.max_num_scheduled_tokens))
-    _hook_override(type(scheduler))
+    _hook_overrides(type(scheduler))
 
 
-def _hook_override(scheduler_class: type) -> None:
+def _hook_overrides(scheduler_class: type) -> None:
     """Hooks the methods of a scheduler class that is not vLLM's own. Calling `super()` counts once: same group."""
     for spec in HOOKS:
         method = spec.places[0].rpartition(".")[2]
-        function = getattr(scheduler_class, method)
-        if method == "__init__" or spec.name not in session.ATTACHED.places:
-            continue
-        if not isinstance(function, _native.Hook):
-            owner = next(c for c in scheduler_class.__mro__ if method in vars(c))
-            module = sys.modules[owner.__module__]
-            place = f"{owner.__module__}:{owner.__qualname__}.{method}"
-            override = HookSpec(
-                name=f"{spec.name} ({owner.__qualname__})",
-                places=(place,),
-                kind=spec.kind,
-                lane=spec.lane,
-                span=spec.span,
-                group=spec.name,
-                before=spec.before,
-                after=spec.after,
-            )
-            session.ATTACHED.attach(override, module)
-            session.note_hook(override)
+        if method != "__init__" and spec.name in session.ATTACHED.places:
+            session.hook_override(spec, scheduler_class, method)
 
 
 def _resumed(cached: Any) -> Any:
@@ -82,7 +65,8 @@ def _after_schedule(output: Any, scheduler: Any) -> int:
     if books is None:
         books = Books()
         setattr(scheduler, _BOOKS, books)
-    books.step = step = books.step + 1
+    step: int = books.step + 1
+    books.step = step
     setattr(output, STEP, step)
 
     scheduled = output.num_scheduled_tokens

@@ -7,6 +7,7 @@ from typing import Any
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
 from profilemate.probes.engine_core import data_parallel_rank
+from profilemate.session import hook_override
 
 _GPU = "vllm.v1.worker.gpu_worker:Worker"
 _CPU = "vllm.v1.worker.cpu_worker:CPUWorker"
@@ -22,23 +23,43 @@ def _before_init(
     session.take_role("worker", rank, engine, vllm_config)
 
 
+#: Profiler → the hooks that it needs, of which one is enough.
+_NEEDS = {
+    "forward_pass_timing": ("model_runner.forward", "model_runner_v2.forward_begins"),
+    "cpu_timing": ("model_runner.execute_model", "model_runner_v2.execute_model"),
+    "cuda_graph_tracking": ("cuda_graphs.dispatch", "cuda_graphs.dispatch_v2"),
+}
+
+
 def _after_load_model(_result: Any, worker: Any) -> None:
-    session.note_device()
     runner = type(worker.model_runner)
-    attached = [
-        place
-        for name in ("model_runner.execute_model", "model_runner.forward")
-        for place in session.ATTACHED.places.get(name, ())
-    ]
-    # A runner of another family runs none of the functions that are hooked.
+    # Hooks on a runner of another family are never called. V2's are not all on the runner, but beside it.
     modules = {base.__module__ for base in runner.__mro__}
-    if any(place.partition(":")[0] in modules for place in attached):
-        session.note_profiler_needs("forward_pass_timing", "model_runner.forward")
-    else:
-        for profiler in ("forward_pass_timing", "cpu_timing"):
+    if any(module.startswith("vllm.v1.worker.gpu.") for module in modules):
+        modules |= {"vllm.v1.worker.gpu.kv_connector", "vllm.v1.worker.gpu.cudagraph_utils"}
+    for profiler, hooks in _NEEDS.items():
+        places = [place for hook in hooks for place in session.ATTACHED.places.get(hook, ())]
+        if any(place.partition(":")[0] in modules for place in places):
+            session.note_profiler(profiler, "on")
+        else:
             session.note_profiler(
-                profiler, f"could not attach: model runner {runner.__module__}.{runner.__qualname__} is not known"
+                profiler, f"could not attach: nothing to hook in {runner.__module__}.{runner.__qualname__}"
             )
+    session.use_device()
+    speculator = getattr(worker.model_runner, "speculator", None)
+    if speculator is not None and hasattr(type(speculator), "propose"):
+        hook_override(
+            HookSpec(
+                name="model_runner_v2.propose_drafts",
+                places=(),
+                profilers=("forward_pass_timing",),
+                lane=_native.WORKER,
+                marks=_native.MARK_DRAFT,
+                span="drafting",
+            ),
+            type(speculator),
+            "propose",
+        )
 
 
 def _warm_up(method: str, after: Any = None) -> HookSpec:

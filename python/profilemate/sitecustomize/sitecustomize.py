@@ -4,20 +4,19 @@ It puts one finder in front of the import system, which does nothing until a mod
 the `sitecustomize` that Python would have run without us. It makes no file, prints nothing and loads nothing else.
 """
 
-import os
-import sys
-
-# The import system itself. `importlib.util` and `importlib.machinery` offer the same names, but importing them loads
+# The import system itself: `importlib.util` and `importlib.machinery` offer the same names, but importing them loads
 # half a dozen modules, in every Python process of the machine's user.
 import _frozen_importlib
 import _frozen_importlib_external
+import os
+import sys
 
 
-def _package_folder():
+def _package_folder() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def _load_package():
+def _load_package() -> None:
     """Makes `profilemate` importable from where this file lies, whatever environment this process runs in."""
     if "profilemate" in sys.modules:
         return
@@ -25,6 +24,8 @@ def _load_package():
     spec = _frozen_importlib_external.spec_from_file_location(
         "profilemate", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
     )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{folder} is not where it was")
     module = _frozen_importlib.module_from_spec(spec)
     sys.modules["profilemate"] = module
     try:
@@ -35,7 +36,7 @@ def _load_package():
 
 
 class _LazySettings(type):
-    def __getattr__(cls, name):
+    def __getattr__(cls, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
         _load_package()
@@ -48,18 +49,18 @@ class ProfilingConfig(metaclass=_LazySettings):
     """The settings under the first generation's names, such as `ProfilingConfig.ENABLE_CPU_TIMING`."""
 
 
-def _attach():
+def _attach() -> None:
     _load_package()
     from profilemate import importhook
 
     importhook.install()
 
 
-def _chain():
+def _chain() -> None:
     """Runs the `sitecustomize` that ours shadows, as `site` would have: what it raises, `site` reports."""
     here = os.path.dirname(os.path.abspath(__file__))
 
-    def is_here(folder):
+    def is_here(folder: str) -> bool:
         try:
             return os.path.samefile(folder or os.curdir, here)
         except OSError:
@@ -71,7 +72,7 @@ def _chain():
         return
     module = _frozen_importlib.module_from_spec(spec)
     # Scripts may ask either of us for our settings.
-    module.ProfilingConfig = ProfilingConfig
+    vars(module)["ProfilingConfig"] = ProfilingConfig
     ours = sys.modules.get("sitecustomize")
     sys.modules["sitecustomize"] = module
     try:

@@ -1,0 +1,164 @@
+//! Marks on the GPU's clock, where hooks ask for them.
+
+use crate::hook::call_function;
+use crate::state::{self, SpanRecord, State, WORKER};
+use profilemate_cuda::{Mark, StepInfo, StepTimes, Stream};
+use profilemate_format::record::{GpuStep, Label, Payload, Record};
+use profilemate_record::{Writer, clock};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use std::ptr::null_mut;
+
+/// A step begins when the function is entered.
+pub(crate) const STEP: u8 = 1;
+/// The function is the forward pass.
+pub(crate) const FORWARD: u8 = 2;
+/// The forward pass begins when the function returns.
+pub(crate) const FORWARD_BEGINS: u8 = 4;
+/// The forward pass has ended when the function returns.
+pub(crate) const FORWARD_ENDED: u8 = 8;
+/// The function samples.
+pub(crate) const SAMPLE: u8 = 16;
+/// The function drafts.
+pub(crate) const DRAFT: u8 = 32;
+/// The step has launched all it will when the function returns.
+pub(crate) const STEP_ENDED: u8 = 64;
+
+const ON_ENTRY: [(u8, Mark); 3] =
+    [(FORWARD, Mark::ForwardBegin), (SAMPLE, Mark::SampleBegin), (DRAFT, Mark::DraftBegin)];
+
+const ON_RETURN: [(u8, Mark); 5] = [
+    (FORWARD_BEGINS, Mark::ForwardBegin),
+    (FORWARD | FORWARD_ENDED, Mark::ForwardEnd),
+    (SAMPLE, Mark::SampleEnd),
+    (DRAFT, Mark::DraftEnd),
+    (STEP_ENDED, Mark::StepEnd),
+];
+
+/// A function with these marks is entered.
+#[inline]
+pub(crate) fn entered(py: Python<'_>, bits: u8) {
+    if bits & STEP != 0 {
+        let ticks = clock::ticks();
+        state::with(py, |state| begin_step(state, ticks));
+    }
+    mark(py, bits, &ON_ENTRY);
+}
+
+/// A function with these marks has returned; no exception is set.
+#[inline]
+pub(crate) fn returned(py: Python<'_>, bits: u8) {
+    mark(py, bits, &ON_RETURN);
+    if bits & (FORWARD_BEGINS | FORWARD_ENDED) != 0 {
+        let ticks = clock::ticks();
+        state::with(py, |state| {
+            if bits & FORWARD_BEGINS != 0 {
+                state.lanes[WORKER].forward_begin = ticks;
+            }
+            if bits & FORWARD_ENDED != 0 {
+                write_forward(state, ticks);
+            }
+        });
+    }
+}
+
+fn begin_step(state: &mut State, ticks: u64) {
+    let lane = &mut state.lanes[WORKER];
+    (lane.descriptor, lane.padded_tokens, lane.forward_begin) = (0, 0, 0);
+    let info = StepInfo { step: lane.step, ticks, num_tokens: tokens(lane.value), ..StepInfo::default() };
+    let State { cuda, writer, label, .. } = state;
+    if let (Some(cuda), Some(writer), Label::Work) = (cuda, writer, *label) {
+        cuda.timer.begin_step(info, |times| write_times(writer, times, ticks));
+    }
+}
+
+/// Tokens of a step: the low half of a worker's value.
+#[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+fn tokens(value: u64) -> u32 {
+    value as u32
+}
+
+/// Writes the times of a step that the GPU has finished.
+pub(crate) fn write_times(writer: &mut Writer, times: &StepTimes, now: u64) {
+    let waited = u128::from(now.saturating_sub(times.info.ticks)) * 1_000_000;
+    let payload = Payload::GpuStep(GpuStep {
+        forward_ms: times.forward_ms,
+        sample_ms: times.sample_ms,
+        idle_before_ms: times.idle_before_ms,
+        draft_ms: times.draft_ms,
+        num_tokens: times.info.num_tokens,
+        padded_tokens: times.info.padded_tokens,
+        descriptor: times.info.descriptor,
+        read_after_us: u32::try_from(waited / u128::from(clock::ticks_per_second())).unwrap_or(u32::MAX),
+    });
+    let (ticks, step) = (times.info.ticks, times.info.step);
+    writer.push(&Record { ticks, step, label: Label::Work, flags: 0, name: 0, payload });
+}
+
+/// Writes the span of a forward pass that begins in one function and ends in another, on the host's clock.
+fn write_forward(state: &mut State, end: u64) {
+    if state.forward_name.0 != state.epoch
+        && let Some(writer) = &mut state.writer
+    {
+        state.forward_name = (state.epoch, writer.intern("forward"));
+    }
+    let lane = &mut state.lanes[WORKER];
+    let begin = std::mem::take(&mut lane.forward_begin);
+    if begin == 0 {
+        return;
+    }
+    let span = SpanRecord {
+        name: state.forward_name.1,
+        context: lane.descriptor,
+        begin,
+        end,
+        step: lane.step,
+        value_a: lane.value,
+        value_b: lane.padded_tokens.into(),
+        label: state.label,
+        raised: false,
+        overhead_ticks: 0,
+    };
+    state.write_span(&span);
+}
+
+#[inline]
+fn mark(py: Python<'_>, bits: u8, places: &[(u8, Mark)]) {
+    if places.iter().all(|(bit, _)| bits & bit == 0) {
+        return;
+    }
+    let Some(stream) = current_stream(py) else { return };
+    state::with(py, |state| {
+        if let Some(cuda) = &mut state.cuda {
+            for (_, mark) in places.iter().filter(|(bit, _)| bits & bit != 0) {
+                cuda.timer.mark(*mark, stream, clock::ticks());
+            }
+        }
+    });
+}
+
+/// The stream that torch launches on in this thread, if steps are timed at this moment.
+fn current_stream(py: Python<'_>) -> Option<Stream> {
+    let (function, device) = state::with(py, |state| {
+        let cuda = state.cuda.as_ref().filter(|cuda| !cuda.timer.is_off())?;
+        (state.label == Label::Work).then(|| (cuda.stream_function.as_ptr(), cuda.device.as_ptr()))
+    })?;
+    let call = call_function()?;
+    // SAFETY: the GIL is held and no exception is set (callers see to it); both objects are kept by the state; what
+    // torch returns is a new reference, and the number is read before it is released.
+    unsafe {
+        let result = call(function, &raw const device, 1, null_mut());
+        let stream = if result.is_null() { usize::MAX } else { ffi::PyLong_AsSize_t(result) };
+        if !result.is_null() {
+            ffi::Py_DECREF(result);
+        }
+        if ffi::PyErr_Occurred().is_null() {
+            return Some(Stream(stream));
+        }
+        ffi::PyErr_Clear();
+    }
+    // Without a stream there is nothing to time; the wall clock goes on.
+    let lost = state::with(py, |state| state.cuda.take());
+    drop(lost);
+    None
+}

@@ -1,0 +1,73 @@
+"""The V2 model runner: preparing a batch, the forward pass, sampling. (`vllm/v1/worker/gpu/model_runner.py`)
+
+Its forward pass is no function of its own: it begins when the KV connector has been told of it, which is the last thing
+before, and has ended when `execute_model` returns, which launches nothing behind it.
+"""
+
+from __future__ import annotations
+
+from profilemate import _native
+from profilemate.hooks import HookSpec
+from profilemate.probes.model_runner import before_execute_model
+
+_V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
+_CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
+_BOTH = ("forward_pass_timing", "cpu_timing")
+
+HOOKS = (
+    HookSpec(
+        name="model_runner_v2.execute_model",
+        places=(f"{_V2}.execute_model",),
+        profilers=_BOTH,
+        lane=_native.WORKER,
+        marks=_native.MARK_STEP | _native.MARK_FORWARD_ENDED,
+        span="model_execution",
+        closes_step=True,
+        before=before_execute_model,
+        optional=True,
+    ),
+    HookSpec(
+        name="model_runner_v2.forward_begins",
+        places=(f"{_CONNECTOR}:KVConnector.pre_forward", f"{_CONNECTOR}:ActiveKVConnector.pre_forward"),
+        profilers=("forward_pass_timing",),
+        kind=_native.CALL,
+        lane=_native.WORKER,
+        marks=_native.MARK_FORWARD_BEGINS,
+        everywhere=True,
+        optional=True,
+    ),
+    HookSpec(
+        name="model_runner_v2.sample",
+        places=(f"{_V2}.sample",),
+        profilers=_BOTH,
+        lane=_native.WORKER,
+        marks=_native.MARK_SAMPLE,
+        span="sampling",
+        optional=True,
+    ),
+    HookSpec(
+        name="model_runner_v2.postprocess",
+        places=(f"{_V2}.postprocess_sampled", f"{_V2}.postprocess"),
+        profilers=("cpu_timing",),
+        lane=_native.WORKER,
+        span="bookkeeping",
+        optional=True,
+    ),
+    HookSpec(
+        name="model_runner_v2.sample_tokens",
+        places=(f"{_V2}.sample_tokens",),
+        profilers=("forward_pass_timing",),
+        kind=_native.CALL,
+        lane=_native.WORKER,
+        marks=_native.MARK_STEP_ENDED,
+        optional=True,
+    ),
+    HookSpec(
+        name="model_runner_v2.dummy_run",
+        places=(f"{_V2}._dummy_run",),
+        kind=_native.DUMMY,
+        lane=_native.WORKER,
+        span="dummy_run",
+        optional=True,
+    ),
+)
