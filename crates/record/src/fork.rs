@@ -1,7 +1,8 @@
 //! Forks: a forked child shares its parent's mappings and lock, and must touch neither.
 //!
 //! A handler that runs in the child (`pthread_atfork`) counts the fork and closes the child's copy of the lock's
-//! descriptor, so the lock ends with the parent. A [`crate::Writer`] compares the count with the one it was opened
+//! descriptor, so the lock ends with the parent (the head is mapped through another one, since a mapping keeps what it
+//! was made through open, in the child too). A [`crate::Writer`] compares the count with the one it was opened
 //! under and writes nothing once they differ; the child opens a log of its own.
 
 use std::sync::Once;

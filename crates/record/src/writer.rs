@@ -7,7 +7,7 @@ use profilemate_format::head::{Identity, MAX_ROLE_BYTES, TEXT_OFFSET, TextKind, 
 use profilemate_format::record::{PAYLOAD_WORDS, RECORD_BYTES, Record, Words, commit_word};
 use profilemate_format::segment::{HEADER_BYTES, MAX_SLOTS};
 use profilemate_format::{HEAD_EXTENSION, RAW_FOLDER};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -168,7 +168,18 @@ impl Writer {
                 Ok(_) if number < 1000 && base.with_added_extension(HEAD_EXTENSION).exists() => {
                     let _ = std::fs::remove_file(new);
                 }
-                Ok((mapping, file)) => return Ok((base, mapping, file)),
+                Ok((mapping, _)) => {
+                    // Opened anew for the lock: a mapping holds on to what it was made through, in forked children
+                    // too, where the lock would then outlive this process.
+                    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+                    return match open(&new, flags, Mode::empty()) {
+                        Ok(file) => Ok((base, mapping, file)),
+                        Err(error) => {
+                            let _ = std::fs::remove_file(&new);
+                            Err(Error::file("open", &new, error))
+                        }
+                    };
+                }
             }
         }
     }

@@ -7,6 +7,7 @@
 mod bounds;
 mod disk_full;
 mod fork;
+mod golden;
 mod host;
 mod hot_path;
 mod kill;

@@ -62,6 +62,7 @@ fn a_kill_at_any_instruction_loses_nothing() {
         return;
     }
     let thread = i32::try_from(board.get(THREAD)).unwrap();
+    let traced = Traced { process: child.process.id(), thread };
     assert_eq!(next_stop(thread), libc::SIGSTOP);
     let files = [0, 1].map(|index| File::open(segment(session.path(), index).unwrap()).unwrap());
     let mut bytes = vec![0; usize::try_from(segment_bytes(SLOTS)).unwrap()];
@@ -91,8 +92,25 @@ fn a_kill_at_any_instruction_loses_nothing() {
     // The steps did go through the middle of records: all but the first and last of their eight words.
     assert!(cut_off >= RECORDS * 6, "{cut_off} of {instructions} instructions left half a record");
     eprintln!("{instructions} instructions, {cut_off} of them inside a record");
-    child.kill();
+    drop(traced);
+    child.process.wait().unwrap();
     assert_eq!(Log::read(&session.heads()[0]).steps(), (0..RECORDS).collect::<Vec<_>>());
+}
+
+/// A traced thread of another process, which cannot end before its tracer has heard of it.
+struct Traced {
+    process: u32,
+    thread: i32,
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // SAFETY: plain system calls about a child of this process that nobody has waited for.
+        unsafe {
+            libc::kill(i32::try_from(self.process).unwrap(), libc::SIGKILL);
+            libc::waitpid(self.thread, std::ptr::null_mut(), libc::__WALL);
+        }
+    }
 }
 
 /// Waits for the traced thread to stop, and returns the signal that stopped it.
