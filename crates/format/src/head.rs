@@ -32,7 +32,7 @@ pub mod counter {
     pub const DROPPED: usize = 272;
     /// Exceptions and panics caught in probes.
     pub const PROBE_ERRORS: usize = 280;
-    /// Segments begun.
+    /// Segments made, the one that is ready included.
     pub const SEGMENTS: usize = 288;
     /// Records in segments that were deleted to keep to `max_bytes` before anybody made tables of them.
     pub const DISCARDED: usize = 296;

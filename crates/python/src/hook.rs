@@ -142,6 +142,8 @@ struct Told {
     step: Option<u64>,
     value_a: Option<u64>,
     value_b: Option<u64>,
+    /// The step is from the extractor that ran after the call.
+    step_is_new: bool,
     /// `False`: this call is not to be recorded.
     skip: bool,
 }
@@ -169,7 +171,7 @@ fn told(object: &Bound<'_, PyAny>) -> PyResult<Told> {
             }
             item.extract().map(Some)
         };
-        return Ok(Told { step: number(0)?, value_a: number(1)?, value_b: number(2)?, skip: false });
+        return Ok(Told { step: number(0)?, value_a: number(1)?, value_b: number(2)?, ..Told::default() });
     }
     if object.is(pyo3::types::PyBool::new(object.py(), false)) {
         return Ok(Told { skip: true, ..Told::default() });
@@ -298,6 +300,7 @@ unsafe extern "C" fn call(
             let after_arguments = [result, first];
             match extract(py, hook, (*hook).after, after_arguments.as_ptr(), 2, null_mut()) {
                 Outcome::Told(what) => {
+                    told.step_is_new = what.step.is_some();
                     told.step = what.step.or(told.step);
                     told.value_a = what.value_a.or(told.value_a);
                     told.value_b = what.value_b.or(told.value_b);
@@ -406,8 +409,8 @@ fn write(
 ) {
     hook.refresh_names(state);
     let lane = &mut state.lanes[hook.lane as usize % LANES];
-    if let Some(step) = told.step {
-        // An extractor that ran after the call knows better than the one before it: this is the newest step.
+    if let (Some(step), true) = (told.step, told.step_is_new) {
+        // It was made by this very call: scheduled, not updated.
         lane.step = step;
         lane.seen = step;
     }

@@ -26,7 +26,7 @@ pub(crate) struct Lane {
     pub(crate) descriptor: u32,
     /// When the forward pass began, where its beginning and end are in two functions; 0 = it did not.
     pub(crate) forward_begin: u64,
-    /// First step that was scheduled or updated since a step-closing hook was entered; 0 = none.
+    /// Step that was scheduled since a step-closing hook was entered, else the first that was updated; 0 = none.
     pub(crate) seen: u64,
 }
 

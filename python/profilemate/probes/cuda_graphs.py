@@ -6,6 +6,7 @@ once per piece. (V1: `vllm/v1/worker/gpu_model_runner.py`; V2: `vllm/v1/worker/g
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from profilemate import _native
@@ -17,6 +18,8 @@ _V2_GRAPHS = "vllm.v1.worker.gpu.cudagraph_utils"
 
 #: What a batch is dispatched as → id of its text in the log. As many as there are graphs, and a few.
 _ids: dict[tuple[Any, ...], int] = {}
+# A forked child has a log of its own.
+os.register_at_fork(after_in_child=_ids.clear)
 
 
 def _mode_name(mode: Any) -> str:

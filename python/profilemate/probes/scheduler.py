@@ -38,7 +38,11 @@ def _after_init(_result: None, scheduler: Any) -> None:
     session.take_role("engine_core", rank, rank, vllm_config)
     for profiler in ("cpu_timing", "batch_utilization_tracking"):
         session.note_profiler_needs(profiler, "scheduler.schedule")
-    _native.limits(int(scheduler.max_num_running_reqs), int(scheduler.max_num_scheduled_tokens))
+    max_num_seqs, max_num_tokens = int(scheduler.max_num_running_reqs), int(scheduler.max_num_scheduled_tokens)
+    _native.limits(max_num_seqs, max_num_tokens)
+    # Facts outlive the oldest records of a bounded log.
+    _native.fact("max_num_seqs", str(max_num_seqs))
+    _native.fact("max_num_tokens", str(max_num_tokens))
     _hook_overrides(type(scheduler))
 
 
