@@ -59,6 +59,8 @@ def _attach(module: ModuleType) -> None:
             continue
         if spec.profilers and not any(values[profiler] for profiler in spec.profilers):
             continue
+        if spec.timing is not None and values["timing"] != spec.timing:
+            continue
         place = session.ATTACHED.attach(spec, module)
         session.note_hook(spec)
         if place is not None and values["verbose"]:

@@ -42,6 +42,8 @@ class HookSpec:
     accumulator: str | None = None
     #: Attach at every place that exists (an override and what it overrides), not at the first one only.
     everywhere: bool = False
+    #: Attach with this setting of `timing` only.
+    timing: str | None = None
     #: Not there in every version: its absence is not worth a word.
     optional: bool = False
 

@@ -148,6 +148,12 @@ pub(crate) fn intern(py: Python<'_>, text: &str) -> u32 {
     state::with(py, |state| state.writer.as_mut().map_or(0, |writer| writer.intern(text)))
 }
 
+/// The worker's current step; 0 = none.
+#[pyfunction]
+pub(crate) fn worker_step(py: Python<'_>) -> u64 {
+    state::with(py, |state| state.lanes[WORKER].step)
+}
+
 /// What the batch of the worker's current step is dispatched as.
 #[pyfunction]
 pub(crate) fn describe_step(py: Python<'_>, descriptor: u32, padded_tokens: u32) {

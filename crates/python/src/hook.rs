@@ -67,6 +67,7 @@ pub(crate) const CONSTANTS: &[(&str, u8)] = &[
     ("FRONT_END", 0),
     ("ENGINE", 1),
     ("WORKER", 2),
+    ("WORKER_OUTPUT", 3),
 ];
 
 /// Groups of hooks that stand for one thing; a call inside a call of the same group is not counted again.

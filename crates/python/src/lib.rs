@@ -18,7 +18,7 @@ mod _native {
     use crate::calls::{
         add_role, close, count_outputs, cuda_counters, cuda_driver_version, describe_step, fact, intern, is_open,
         limits, new_session_name, open, process_label, schedule, sessions_folder_ready, set_debug_interval,
-        settings, statistics, ticks, use_cuda, write_span,
+        settings, statistics, ticks, use_cuda, worker_step, write_span,
     };
     use pyo3::prelude::*;
 

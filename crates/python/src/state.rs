@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use std::cell::UnsafeCell;
 
 /// Which part of vLLM a hook belongs to: each has a current step of its own, because one process may hold several.
-pub(crate) const LANES: usize = 3;
+pub(crate) const LANES: usize = 4;
 /// Lane of the engine core.
 pub(crate) const ENGINE: usize = 1;
 /// Lane of the worker.

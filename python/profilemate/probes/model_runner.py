@@ -8,6 +8,7 @@ from profilemate import _native
 from profilemate.hooks import HookSpec
 from profilemate.probes.cuda_graphs import after_v1_dummy_run, before_v1_dummy_run
 from profilemate.probes.scheduler import STEP
+from profilemate.settings import settings
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _BOTH = ("forward_pass_timing", "cpu_timing")
@@ -17,6 +18,30 @@ def before_execute_model(_self: Any, scheduler_output: Any, *_args: Any, **_kwar
     """The step, and its size: tokens in the low half, sequences in the high half."""
     size = scheduler_output.total_num_scheduled_tokens | len(scheduler_output.num_scheduled_tokens) << 32
     return getattr(scheduler_output, STEP, 0), size
+
+
+def output_hook(name: str, place: str) -> HookSpec:
+    """Lightweight mode: vLLM itself waits in `get_output` until a step's tokens have reached the host."""
+    return HookSpec(
+        name=name,
+        places=(place,),
+        profilers=("forward_pass_timing",),
+        lane=_native.WORKER_OUTPUT,
+        span="output_ready",
+        before=_before_get_output,
+        timing="lightweight",
+        optional=True,
+    )
+
+
+def _before_get_output(output: Any) -> int:
+    return getattr(output, STEP, 0)
+
+
+def after_sample_tokens(output: Any, _runner: Any) -> None:
+    """The output that is waited for later knows its step."""
+    if output is not None and settings()["timing"] == "lightweight":
+        setattr(output, STEP, _native.worker_step())
 
 
 HOOKS = (
@@ -69,7 +94,12 @@ HOOKS = (
         kind=_native.CALL,
         lane=_native.WORKER,
         marks=_native.MARK_STEP_ENDED,
+        after=after_sample_tokens,
         optional=True,
+    ),
+    output_hook(
+        "model_runner.async_output",
+        "vllm.v1.worker.gpu_model_runner:AsyncGPUModelRunnerOutput.get_output",
     ),
     HookSpec(
         name="model_runner.dummy_run",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from profilemate import _native
 from profilemate.hooks import HookSpec
-from profilemate.probes.model_runner import before_execute_model
+from profilemate.probes.model_runner import after_sample_tokens, before_execute_model, output_hook
 
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
 _BOTH = ("forward_pass_timing", "cpu_timing")
 
 HOOKS = (
+    output_hook("model_runner_v2.async_output", "vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output"),
     HookSpec(
         name="model_runner_v2.execute_model",
         places=(f"{_V2}.execute_model",),
@@ -60,6 +61,7 @@ HOOKS = (
         kind=_native.CALL,
         lane=_native.WORKER,
         marks=_native.MARK_STEP_ENDED,
+        after=after_sample_tokens,
         optional=True,
     ),
     HookSpec(

@@ -1,0 +1,54 @@
+"""What the GPU checks share: an engine in this process, prompts, and our folder on the path."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+SITE = Path(__file__).resolve().parents[2] / "python" / "profilemate" / "sitecustomize"
+
+
+def attach() -> None:
+    """Attaches as PYTHONPATH would have; the collector is not needed."""
+    os.environ.setdefault("PROFILEMATE_COLLECTOR", "none")
+    sys.path.insert(0, str(SITE))
+    # A machine's own sitecustomize may have run already: ours is run by name.
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("profilemate_sitecustomize", SITE / "sitecustomize.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def engine(model: str, max_num_seqs: int, **more: Any) -> Any:
+    """An `LLM` with random weights, all in this process."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+
+    options: dict[str, Any] = {
+        "max_model_len": 2048,
+        "gpu_memory_utilization": 0.85,
+        "enable_prefix_caching": False,
+        "disable_log_stats": False,
+        **more,
+    }
+    return LLM(model=model, load_format="dummy", seed=0, max_num_seqs=max_num_seqs, **options)
+
+
+def prompts(count: int, length: int, seed: int) -> list[dict[str, list[int]]]:
+    """Random prompts of one length."""
+    random_ids = random.Random(seed)
+    return [{"prompt_token_ids": [random_ids.randrange(3, 900) for _ in range(length)]} for _ in range(count)]
+
+
+def generate(llm: Any, batch: list[dict[str, list[int]]], lengths: list[int]) -> list[list[int]]:
+    """Greedy tokens, exactly so many per prompt."""
+    from vllm import SamplingParams
+
+    sampling = [
+        SamplingParams(max_tokens=length, ignore_eos=True, temperature=0, detokenize=False) for length in lengths
+    ]
+    return [list(out.outputs[0].token_ids) for out in llm.generate(batch, sampling, use_tqdm=False)]

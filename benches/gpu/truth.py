@@ -1,0 +1,214 @@
+"""Whether our GPU times are true: beside torch.profiler (CUPTI), step by step, in the same run of real vLLM.
+
+    python truth.py MODEL --label NAME [--eager] [--v1] [--json FILE]
+
+Runs prefill, decode and mixed steps. For each step, the kernels that were launched inside its forward pass are found by
+the time of their launch calls, and the span from the first one's start to the last one's end is compared with the
+forward_time_ms that ProfileMate wrote for the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import common
+
+
+def mark_regions() -> None:
+    """Puts a record_function around each forward pass, outside of our own hooks: the trace then knows the regions."""
+    import torch
+    from vllm.v1.worker import gpu_model_runner
+
+    step = 0
+
+    def execute_model(original: Any, v2: bool) -> Any:
+        def wrapped(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal step
+            step = getattr(scheduler_output, "profilemate_step", 0)
+            if not v2 or kwargs.get("dummy_run"):
+                return original(self, scheduler_output, *args, **kwargs)
+            with torch.profiler.record_function(f"region:{step}"):
+                return original(self, scheduler_output, *args, **kwargs)
+
+        return wrapped
+
+    runner = gpu_model_runner.GPUModelRunner
+    runner.execute_model = execute_model(runner.execute_model, v2=False)
+    forward = runner._model_forward
+
+    def model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function(f"region:{step}"):
+            return forward(self, *args, **kwargs)
+
+    runner._model_forward = model_forward
+    try:
+        from vllm.v1.worker.gpu import kv_connector, model_runner
+    except ImportError:
+        return
+    model_runner.GPUModelRunner.execute_model = execute_model(model_runner.GPUModelRunner.execute_model, v2=True)
+    for connector in (kv_connector.KVConnector, kv_connector.ActiveKVConnector):
+        before = vars(connector)["pre_forward"]
+
+        def pre_forward(self: Any, *args: Any, _before: Any = before, **kwargs: Any) -> Any:
+            with torch.profiler.record_function(f"prefix:{step}"):
+                return _before(self, *args, **kwargs)
+
+        connector.pre_forward = pre_forward
+
+
+def spans(profiler: Any) -> tuple[dict[int, float], dict[int, int]]:
+    """Step → milliseconds from its first kernel's start to its last one's end, and → number of kernels."""
+    launches: dict[int, int] = {}
+    kernels: list[tuple[int, int, int]] = []
+    regions: dict[int, list[int]] = {}
+    for event in profiler.profiler.kineto_results.events():
+        name = event.name()
+        start, end = event.start_ns(), event.start_ns() + event.duration_ns()
+        if "CUDA" in str(event.device_type()):
+            if not name.startswith(("region:", "prefix:")):
+                kernels.append((event.correlation_id(), start, end))
+        elif name.startswith("region:"):
+            found = regions.setdefault(int(name[7:]), [start, end])
+            found[1] = max(found[1], end)
+        elif name.startswith("prefix:"):
+            regions.setdefault(int(name[7:]), [end, end])[0] = end
+        elif name.startswith(("cudaLaunch", "cudaGraphLaunch", "cuLaunch", "cudaMemcpy", "cudaMemset")):
+            launches[event.correlation_id()] = start
+    # A "prefix" event is nested in its "region" and may come before or after it.
+    order = sorted((begin, end, step) for step, (begin, end) in regions.items())
+    begins = [begin for begin, _, _ in order]
+    bounds: dict[int, list[int]] = {}
+    counts: dict[int, int] = {}
+    for correlation, start, end in kernels:
+        launched = launches.get(correlation)
+        if launched is None:
+            continue
+        at = bisect.bisect_right(begins, launched) - 1
+        if at < 0 or launched > order[at][1]:
+            continue
+        step = order[at][2]
+        bound = bounds.setdefault(step, [start, end])
+        bound[0], bound[1] = min(bound[0], start), max(bound[1], end)
+        counts[step] = counts.get(step, 0) + 1
+    return {step: (end - begin) / 1e6 for step, (begin, end) in bounds.items()}, counts
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--label", required=True)
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--v1", action="store_true")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    if options.v1:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    folder = tempfile.mkdtemp(prefix="profilemate-truth-")
+    os.environ["PROFILEMATE_OUTPUT_DIR"] = folder
+    common.attach()
+    llm = common.engine(
+        options.model, 64, max_num_batched_tokens=512, enforce_eager=options.eager, cudagraph_metrics=True
+    )
+    common.generate(llm, common.prompts(8, 128, 0), [8] * 8)
+    mark_regions()
+    import torch
+
+    wanted: dict[int, float] = {}
+    kernels: dict[int, int] = {}
+    for round_number in range(options.rounds):
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+            # Only prompts: every step is prefill, in chunks of 512 tokens.
+            common.generate(llm, common.prompts(130, 512, 10 + round_number), [1] * 130)
+            # Decodes that end one after the other while new prompts come in: mixed and decode steps.
+            count = 96
+            lengths = [64 + (i * 37) % 96 for i in range(count)]
+            common.generate(llm, common.prompts(count, 300, 20 + round_number), lengths)
+            torch.cuda.synchronize()
+        found, counted = spans(profiler)
+        wanted.update(found)
+        kernels.update(counted)
+    from profilemate import _native
+
+    counters = _native.cuda_counters()
+    runner = type(llm.llm_engine.model_executor.driver_worker.worker.model_runner)
+    _native.close()
+    (session,) = Path(folder).glob("session_*")
+    program = common.SITE.parent / "_bin" / "profilemate"
+    subprocess.run([str(program), "export", str(session)], check=True)
+    rows = {}
+    twice = 0
+    with (session / "forward_pass_timing.csv").open() as file:
+        for row in csv.DictReader(file):
+            twice += int(row["step"]) in rows
+            rows[int(row["step"])] = row
+    groups: dict[str, list[tuple[float, float]]] = {}
+    missing = 0
+    for step, milliseconds in wanted.items():
+        row = rows.get(step)
+        if row is None or not row["forward_time_ms"]:
+            missing += 1
+            continue
+        group = f"{row['phase']} {row['cudagraph_mode']}"
+        groups.setdefault(group, []).append((float(row["forward_time_ms"]), milliseconds))
+    said: dict[str, Any] = {}
+    for group, pairs in sorted(groups.items()):
+        errors = [ours - theirs for ours, theirs in pairs]
+        within = sum(
+            abs(error) <= max(0.01, 0.01 * theirs) for error, (_, theirs) in zip(errors, pairs, strict=True)
+        )
+        said[group] = {
+            "steps": len(pairs),
+            "cupti_median_ms": round(statistics.median(theirs for _, theirs in pairs), 4),
+            "ours_median_ms": round(statistics.median(ours for ours, _ in pairs), 4),
+            "error_us_median": round(statistics.median(errors) * 1e3, 2),
+            "error_us_p01": round(quantile(errors, 0.01) * 1e3, 2),
+            "error_us_p99": round(quantile(errors, 0.99) * 1e3, 2),
+            "within_1pct_or_10us_pct": round(100 * within / len(pairs), 2),
+        }
+    idle = [float(row["gpu_idle_before_ms"]) for row in rows.values() if row["gpu_idle_before_ms"]]
+    result = {
+        "label": options.label,
+        "runner": f"{runner.__module__}.{runner.__qualname__}",
+        "gpu": torch.cuda.get_device_name(),
+        "vllm": sys.modules["vllm"].__version__,
+        "steps_in_trace": len(wanted),
+        "kernels_in_trace": sum(kernels.values()),
+        "steps_missing": missing,
+        "steps_twice": twice,
+        "groups": said,
+        "idle_before_ms_median": round(statistics.median(idle), 4) if idle else None,
+        "cuda_counters": counters,
+        "metadata": {
+            key: json.loads((session / "metadata.json").read_text()).get(key)
+            for key in ("timing_mode", "records_lost", "overhead", "probe_errors", "profilers")
+        },
+    }
+    for name in ("cuda_graph_usage.csv", "cuda_graph_captures.csv"):
+        file_name = session / name
+        if file_name.exists():
+            result[name] = file_name.read_text().splitlines()[:12]
+    print("RESULT " + json.dumps(result), flush=True)
+    if options.json:
+        with Path(options.json).open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
