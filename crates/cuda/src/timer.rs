@@ -40,8 +40,6 @@ pub struct StepInfo {
     pub step: u64,
     /// Host ticks at [`Mark::ForwardBegin`]; 0 = it was not reached.
     pub ticks: u64,
-    /// Tokens without padding.
-    pub num_tokens: u32,
     /// Tokens with padding; 0 = unknown.
     pub padded_tokens: u32,
     /// String id of the graph's descriptor; 0 = unknown.
@@ -61,6 +59,15 @@ pub struct StepTimes {
     pub draft_ms: Option<f32>,
     /// From the last kernel of the step before to the first of this one's forward pass.
     pub idle_before_ms: Option<f32>,
+    /// From the first kernel of the forward pass to the last of the step.
+    pub busy_ms: Option<f32>,
+}
+
+impl StepTimes {
+    /// Of a step that could not be timed.
+    fn unknown(info: StepInfo) -> Self {
+        Self { info, forward_ms: None, sample_ms: None, draft_ms: None, idle_before_ms: None, busy_ms: None }
+    }
 }
 
 /// What did not go as wished.
@@ -166,13 +173,7 @@ impl Timer {
             self.in_flight.push_back(step);
         } else {
             // Nothing was marked: there is nothing to wait for.
-            read(&StepTimes {
-                info: step.info,
-                forward_ms: None,
-                sample_ms: None,
-                draft_ms: None,
-                idle_before_ms: None,
-            });
+            read(&StepTimes::unknown(step.info));
         }
     }
 
@@ -307,6 +308,7 @@ impl Timer {
             sample_ms: self.elapsed(step.event(Mark::SampleBegin), step.event(Mark::SampleEnd)),
             draft_ms: self.elapsed(step.event(Mark::DraftBegin), step.event(Mark::DraftEnd)),
             idle_before_ms: self.elapsed(self.before, forward_begin),
+            busy_ms: self.elapsed(forward_begin, step.last),
         };
         if let Some(before) = std::mem::replace(&mut self.before, step.last) {
             self.free.push(before);
@@ -322,13 +324,7 @@ impl Timer {
             // The step after this one does not follow the one before it.
             self.free.push(before);
         }
-        read(&StepTimes {
-            info: step.info,
-            forward_ms: None,
-            sample_ms: None,
-            draft_ms: None,
-            idle_before_ms: None,
-        });
+        read(&StepTimes::unknown(step.info));
     }
 
     fn elapsed(&mut self, from: Option<Event>, to: Option<Event>) -> Option<f32> {

@@ -75,7 +75,7 @@ fn fake() -> (MutexGuard<'static, ()>, Fake, &'static Driver) {
 }
 
 fn info(step: u64) -> StepInfo {
-    StepInfo { step, num_tokens: 8, ..StepInfo::default() }
+    StepInfo { step, ..StepInfo::default() }
 }
 
 /// One step as a worker runs it: the host launches and runs ahead of the GPU.
@@ -116,6 +116,7 @@ fn a_step_is_read_when_the_gpu_has_passed_it_and_not_before() {
     let first = read[0];
     assert_eq!((first.info.step, first.info.ticks), (1, 10));
     assert!(near(first.forward_ms, 9.0) && near(first.sample_ms, 1.0), "{first:?}");
+    assert!(near(first.busy_ms, 10.0), "{first:?}");
     assert_eq!((first.draft_ms, first.idle_before_ms), (None, None));
 }
 

@@ -132,7 +132,7 @@ pub struct ProcessExit {
 /// Times of one engine step on the GPU, read from its own clock once the step was done.
 ///
 /// Payload: word 3 `forward_ms`, `sample_ms` · word 4 `idle_before_ms`, `draft_ms` (bits of `f32`, low half first; NaN =
-/// not measured) · word 5 `num_tokens`, `padded_tokens` · word 6 descriptor (string id), `read_after` (microseconds).
+/// not measured) · word 5 `busy_ms`, `padded_tokens` · word 6 descriptor (string id), `read_after` (microseconds).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct GpuStep {
     /// From the first to the last kernel of the forward pass, in milliseconds.
@@ -143,8 +143,8 @@ pub struct GpuStep {
     pub idle_before_ms: Option<f32>,
     /// Drafting (speculative decoding), in milliseconds.
     pub draft_ms: Option<f32>,
-    /// Tokens without padding.
-    pub num_tokens: u32,
+    /// From the first kernel of the forward pass to the last of the step, in milliseconds.
+    pub busy_ms: Option<f32>,
     /// Tokens with padding; 0 = unknown.
     pub padded_tokens: u32,
     /// String id of the descriptor of the batch (`MODE num_tokens=… num_reqs=… uniform=… has_lora=…`); 0 = unknown.
@@ -241,7 +241,7 @@ impl Record {
                 [
                     halves(milliseconds_bits(g.forward_ms), milliseconds_bits(g.sample_ms)),
                     halves(milliseconds_bits(g.idle_before_ms), milliseconds_bits(g.draft_ms)),
-                    halves(g.num_tokens, g.padded_tokens),
+                    halves(milliseconds_bits(g.busy_ms), g.padded_tokens),
                     halves(g.descriptor, g.read_after_us),
                 ],
             ),
@@ -290,7 +290,7 @@ impl Record {
                 sample_ms: milliseconds(high(a)),
                 idle_before_ms: milliseconds(low(b)),
                 draft_ms: milliseconds(high(b)),
-                num_tokens: low(c),
+                busy_ms: milliseconds(low(c)),
                 padded_tokens: high(c),
                 descriptor: low(d),
                 read_after_us: high(d),
@@ -406,7 +406,7 @@ mod tests {
         let payload = Payload::GpuStep(GpuStep {
             forward_ms: Some(9.25),
             idle_before_ms: Some(0.0),
-            num_tokens: 3,
+            busy_ms: Some(9.5),
             padded_tokens: 8,
             descriptor: 4,
             read_after_us: 11_000,

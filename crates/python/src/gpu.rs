@@ -65,17 +65,11 @@ pub(crate) fn returned(py: Python<'_>, bits: u8) {
 fn begin_step(state: &mut State, ticks: u64) {
     let lane = &mut state.lanes[WORKER];
     (lane.descriptor, lane.padded_tokens, lane.forward_begin) = (0, 0, 0);
-    let info = StepInfo { step: lane.step, ticks, num_tokens: tokens(lane.value), ..StepInfo::default() };
+    let info = StepInfo { step: lane.step, ticks, ..StepInfo::default() };
     let State { cuda, writer, label, .. } = state;
     if let (Some(cuda), Some(writer), Label::Work) = (cuda, writer, *label) {
         cuda.timer.begin_step(info, |times| write_times(writer, times, ticks));
     }
-}
-
-/// Tokens of a step: the low half of a worker's value.
-#[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
-fn tokens(value: u64) -> u32 {
-    value as u32
 }
 
 /// Writes the times of a step that the GPU has finished.
@@ -86,7 +80,7 @@ pub(crate) fn write_times(writer: &mut Writer, times: &StepTimes, now: u64) {
         sample_ms: times.sample_ms,
         idle_before_ms: times.idle_before_ms,
         draft_ms: times.draft_ms,
-        num_tokens: times.info.num_tokens,
+        busy_ms: times.busy_ms,
         padded_tokens: times.info.padded_tokens,
         descriptor: times.info.descriptor,
         read_after_us: u32::try_from(waited / u128::from(clock::ticks_per_second())).unwrap_or(u32::MAX),

@@ -1,0 +1,121 @@
+//! From the events of a session to rows, summaries and counts. Numbers only: no text formats, no files.
+//!
+//! [`analyze`] goes over a session twice. The first pass ([`steps`]) keeps what a later record says about an earlier
+//! one: what the scheduler decided for each step, when a worker began it, how long it sampled. The second hands every
+//! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
+//!
+//! Every profiler is one file: [`forward`], [`cpu`], [`batch`]. A new one adds its file, a variant of [`Row`] and a
+//! field of [`Answers`].
+
+pub mod batch;
+pub mod counters;
+pub mod cpu;
+pub mod facts;
+pub mod forward;
+pub mod overhead;
+pub mod processes;
+pub mod statistics;
+pub mod steps;
+
+use profilemate_session::{Error, Session};
+
+use facts::{Facts, Profiler};
+use steps::Steps;
+
+/// A row of a table.
+#[derive(Debug, Clone, Copy)]
+pub enum Row<'a> {
+    /// Of the forward-pass table.
+    Forward(forward::Pass<'a>),
+    /// Of the table of CPU operations.
+    Cpu(cpu::Operation<'a>),
+    /// Of the batch-utilization table.
+    Batch(batch::Batch<'a>),
+}
+
+/// What a session says, apart from its rows.
+#[derive(Debug)]
+pub struct Answers {
+    /// What the processes said of themselves.
+    pub facts: Facts,
+    /// The processes and how they ended.
+    pub processes: Vec<processes::Process>,
+    /// From the session's start to its last sign of life, nanoseconds.
+    pub duration_ns: u64,
+    /// Counts that vLLM keeps too.
+    pub counters: counters::Counters,
+    /// Forward passes by phase; `None` when the profiler was not on.
+    pub forward: Option<forward::Summary>,
+    /// CPU operations; `None` when the profiler was not on.
+    pub cpu: Option<cpu::Summary>,
+    /// Batch utilization; `None` when the profiler was not on.
+    pub batch: Option<batch::Summary>,
+    /// What the probes cost, by process.
+    pub overhead: Vec<overhead::Overhead>,
+    /// Exceptions caught in probes.
+    pub probe_errors: u64,
+}
+
+/// Everything that a row may need to know besides its own record.
+pub(crate) struct Context<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) steps: Steps,
+}
+
+/// Analyzes a session; `row` gets every row of every profiler that was on.
+///
+/// # Errors
+/// When a segment cannot be read, or `row` fails: the first error ends the analysis.
+pub fn analyze<E: From<Error>>(
+    session: &Session,
+    mut row: impl FnMut(Row<'_>) -> Result<(), E>,
+) -> Result<Answers, E> {
+    let facts = Facts::of(session);
+    let context = Context { session, steps: Steps::read(session)? };
+    let mut forward = facts.is_on(Profiler::ForwardPassTiming).then(|| forward::Collector::new(session));
+    let mut cpu = facts.is_on(Profiler::CpuTiming).then(|| cpu::Collector::new(session));
+    let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
+    let mut counters = counters::Collector::default();
+    let mut overhead = overhead::Collector::new(session);
+    let mut processes = processes::Collector::new(session);
+    let mut events = session.events()?;
+    while let Some(event) = events.next_event()? {
+        processes.see(&event);
+        if !event.is_work() {
+            // A scheduler's limits are written while the engine is still loading.
+            if let Some(batch) = &mut batch {
+                batch.see_limits(&event);
+            }
+            continue;
+        }
+        counters.see(&event);
+        overhead.see(session, &event);
+        if let Some(batch) = &mut batch
+            && let Some(found) = batch.see(&context, &event)
+        {
+            row(Row::Batch(found))?;
+        }
+        if let Some(cpu) = &mut cpu
+            && let Some(found) = cpu.see(&context, &event)
+        {
+            row(Row::Cpu(found))?;
+        }
+        if let Some(forward) = &mut forward
+            && let Some(found) = forward.see(&context, &event)
+        {
+            row(Row::Forward(found))?;
+        }
+    }
+    let (processes, duration_ns) = processes.finish(session);
+    Ok(Answers {
+        facts,
+        processes,
+        duration_ns,
+        counters: counters.finish(),
+        forward: forward.map(forward::Collector::finish),
+        cpu: cpu.map(cpu::Collector::finish),
+        batch: batch.map(batch::Collector::finish),
+        overhead: overhead.finish(session),
+        probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),
+    })
+}

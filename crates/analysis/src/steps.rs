@@ -1,0 +1,269 @@
+//! What is known of each step before the rows are made: records commit when things end, so a row may need what only
+//! a later record says, or one of another process.
+
+use std::collections::HashMap;
+
+use profilemate_session::{Component, Error, Event, GpuStep, Label, Name, Payload, Session};
+
+/// What kind of work a step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Every token belongs to a prompt that is not computed yet.
+    Prefill,
+    /// No token does.
+    Decode,
+    /// Some do.
+    Mixed,
+}
+
+impl Phase {
+    /// Every phase, in the order of reports.
+    pub const ALL: [Self; 3] = [Self::Prefill, Self::Decode, Self::Mixed];
+
+    /// Its name.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Mixed => "mixed",
+        }
+    }
+
+    /// The phase of a batch of `tokens` of which `prefill` belong to prompts; `None` for an empty batch.
+    pub fn of(tokens: u32, prefill: u32) -> Option<Self> {
+        match (tokens, prefill) {
+            (0, _) => None,
+            (_, 0) => Some(Self::Decode),
+            (tokens, prefill) if prefill >= tokens => Some(Self::Prefill),
+            _ => Some(Self::Mixed),
+        }
+    }
+}
+
+/// What the scheduler decided for a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Scheduled {
+    /// Sequences.
+    pub num_seqs: u32,
+    /// Tokens, without padding.
+    pub num_tokens: u32,
+    /// Those of prompts not computed yet.
+    pub prefill_tokens: u32,
+}
+
+impl Scheduled {
+    /// Its phase; `None` when nothing was scheduled.
+    pub fn phase(self) -> Option<Phase> {
+        Phase::of(self.num_tokens, self.prefill_tokens)
+    }
+}
+
+/// What a worker did in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Worked {
+    /// When its part began (`model_execution`), ticks; `None` = there is no such record.
+    pub began_ticks: Option<u64>,
+    /// How long it sampled, ticks; `None` = there is no such record.
+    pub sampling_ticks: Option<u64>,
+    /// Whether the host saw its forward pass.
+    pub has_forward: bool,
+}
+
+/// Values by step. Steps come counted up from 1, give or take: a dense vector, with room for those that do not.
+#[derive(Debug, Clone)]
+pub(crate) struct StepTable<T> {
+    ordered: Vec<(u64, T)>,
+    /// Steps that came after a later one: pieces of other logs, restarts.
+    late: HashMap<u64, T>,
+}
+
+impl<T> Default for StepTable<T> {
+    fn default() -> Self {
+        Self { ordered: Vec::new(), late: HashMap::new() }
+    }
+}
+
+impl<T: Default> StepTable<T> {
+    fn position(&self, step: u64) -> Option<usize> {
+        let first = self.ordered.first()?.0;
+        let guess = usize::try_from(step.checked_sub(first)?).ok()?;
+        if self.ordered.get(guess).is_some_and(|(found, _)| *found == step) {
+            return Some(guess);
+        }
+        self.ordered.binary_search_by_key(&step, |(step, _)| *step).ok()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ordered.is_empty()
+    }
+
+    fn entry(&mut self, step: u64) -> &mut T {
+        if self.ordered.last().is_none_or(|(last, _)| *last < step) {
+            self.ordered.push((step, T::default()));
+            let last = self.ordered.len() - 1;
+            return &mut self.ordered[last].1;
+        }
+        match self.position(step) {
+            Some(at) => &mut self.ordered[at].1,
+            None => self.late.entry(step).or_default(),
+        }
+    }
+
+    fn get(&self, step: u64) -> Option<&T> {
+        match self.position(step) {
+            Some(at) => Some(&self.ordered[at].1),
+            None => self.late.get(&step),
+        }
+    }
+}
+
+/// Everything about steps that rows look up.
+#[derive(Debug, Default)]
+pub(crate) struct Steps {
+    /// By log, of those that are engines.
+    scheduled: Vec<StepTable<Scheduled>>,
+    /// By log, of those that are workers.
+    worked: Vec<StepTable<Worked>>,
+    /// By log, of those whose steps were timed on the GPU.
+    on_gpu: Vec<StepTable<GpuStep>>,
+    /// The engine's log for each log, by its part as a worker.
+    engines: Vec<Option<usize>>,
+    /// Step by the timestamp of its outputs, ascending.
+    outputs: Vec<(u64, u64)>,
+}
+
+impl Steps {
+    /// The first pass over a session.
+    pub(crate) fn read(session: &Session) -> Result<Self, Error> {
+        let mut steps = Self::default();
+        for log in &session.logs {
+            let mut scheduled = StepTable::<Scheduled>::default();
+            let mut worked = StepTable::<Worked>::default();
+            let mut on_gpu = StepTable::<GpuStep>::default();
+            let mut records = log.records();
+            while let Some(record) = records.next_record()? {
+                if record.label != Label::Work || record.step == 0 {
+                    continue;
+                }
+                match &record.payload {
+                    Payload::Schedule(schedule) => {
+                        *scheduled.entry(record.step) = Scheduled {
+                            num_seqs: schedule.num_seqs,
+                            num_tokens: schedule.num_tokens,
+                            prefill_tokens: schedule.prefill_tokens,
+                        };
+                    }
+                    Payload::GpuStep(step) => *on_gpu.entry(record.step) = *step,
+                    Payload::Outputs(outputs) => steps.outputs.push((outputs.timestamp_bits, record.step)),
+                    Payload::Span(span) => match log.span_name(record.name) {
+                        Name::ModelExecution => {
+                            worked.entry(record.step).began_ticks.get_or_insert(record.ticks);
+                        }
+                        Name::Forward => worked.entry(record.step).has_forward = true,
+                        Name::Sampling => {
+                            let sampling = &mut worked.entry(record.step).sampling_ticks;
+                            *sampling = Some(sampling.unwrap_or(0).saturating_add(span.duration_ticks));
+                        }
+                        _ => {}
+                    },
+                    _ => {}
+                }
+            }
+            steps.scheduled.push(scheduled);
+            steps.worked.push(worked);
+            steps.on_gpu.push(on_gpu);
+        }
+        steps.outputs.sort_unstable();
+        steps.engines = (0..session.logs.len()).map(|log| engine_of(session, log)).collect();
+        Ok(steps)
+    }
+
+    /// What the scheduler decided for the step of this event; `None` when that is not known.
+    pub(crate) fn scheduled(&self, event: &Event) -> Option<Scheduled> {
+        self.scheduled[self.engines[event.log]?].get(event.record.step).copied()
+    }
+
+    /// What the worker of this event did in its step.
+    pub(crate) fn worked(&self, event: &Event) -> Worked {
+        self.worked[event.log].get(event.record.step).copied().unwrap_or_default()
+    }
+
+    /// Whether the steps of this event's process were timed on the GPU.
+    pub(crate) fn times_on_gpu(&self, event: &Event) -> bool {
+        !self.on_gpu[event.log].is_empty()
+    }
+
+    /// What the GPU's clock said of the step of this event.
+    pub(crate) fn on_gpu(&self, event: &Event) -> Option<&GpuStep> {
+        self.on_gpu[event.log].get(event.record.step)
+    }
+
+    /// The step whose outputs carry this timestamp.
+    pub(crate) fn step_of_outputs(&self, timestamp_bits: u64) -> Option<u64> {
+        let at = self.outputs.partition_point(|(bits, _)| *bits < timestamp_bits);
+        self.outputs.get(at).filter(|(bits, _)| *bits == timestamp_bits).map(|(_, step)| *step)
+    }
+}
+
+/// The log of the engine that a log's worker belongs to.
+///
+/// Steps are counted per engine, and a session may see several engines of one data-parallel rank, one after the other:
+/// then the engine in the same process is meant, else the worker's parent, else the last that began before it.
+fn engine_of(session: &Session, log: usize) -> Option<usize> {
+    let worker = &session.logs[log];
+    if worker.role(Component::EngineCore).is_some() {
+        return Some(log);
+    }
+    let rank = worker
+        .role(Component::Worker)
+        .map_or(worker.head.identity.data_parallel_rank, |role| role.data_parallel_rank);
+    let candidates: Vec<usize> = (0..session.logs.len())
+        .filter(|candidate| {
+            let role = session.logs[*candidate].role(Component::EngineCore);
+            role.is_some_and(|role| role.data_parallel_rank == rank)
+        })
+        .collect();
+    if let [only] = candidates.as_slice() {
+        return Some(*only);
+    }
+    let parent = worker.head.identity.parent_pid;
+    let began = |log: usize| session.logs[log].clock.first_anchor().map_or(0, |anchor| anchor.monotonic_ns);
+    candidates.iter().copied().find(|candidate| session.logs[*candidate].head.identity.pid == parent).or_else(
+        || {
+            candidates
+                .iter()
+                .copied()
+                .filter(|candidate| began(*candidate) <= began(log))
+                .max_by_key(|c| began(*c))
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn phases() {
+        assert_eq!(Phase::of(0, 0), None);
+        assert_eq!(Phase::of(5, 0), Some(Phase::Decode));
+        assert_eq!(Phase::of(5, 5), Some(Phase::Prefill));
+        assert_eq!(Phase::of(5, 1), Some(Phase::Mixed));
+    }
+
+    proptest! {
+        #[test]
+        fn a_step_table_is_a_map(steps in prop::collection::vec(prop_oneof![1u64..50, any::<u64>()], 0..100)) {
+            let mut table = StepTable::<u64>::default();
+            let mut map = HashMap::<u64, u64>::new();
+            for (at, step) in steps.iter().enumerate() {
+                *table.entry(*step) = at as u64;
+                map.insert(*step, at as u64);
+            }
+            for step in steps.iter().copied().chain(0..60) {
+                prop_assert_eq!(table.get(step), map.get(&step));
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `profilemate export`: the tables of a session, made again from its raw logs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use profilemate_output::tables;
+use profilemate_session::Session;
+
+use crate::say;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The session folder
+    session: PathBuf,
+    /// Folder for the tables [default: the session folder]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Format of the tables
+    #[arg(long, value_enum, default_value_t = Format::Csv)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// CSV and JSON files
+    Csv,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let Format::Csv = arguments.format;
+    let session = Session::open(&arguments.session)?;
+    let folder = match &arguments.output {
+        Some(folder) => {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+            folder
+        }
+        None => &session.folder,
+    };
+    tables::write(&session, folder)?;
+    for damage in &session.damage {
+        say::problem(&format!("damaged: {}: {}", damage.file, damage.what));
+    }
+    if !session.damage.is_empty() {
+        say::problem(&format!(
+            "{} records were damaged and {} lost; everything else is in the tables",
+            session.records_damaged(),
+            session.records_lost()
+        ));
+    }
+    say::result(&format!("{}\n", folder.display()))?;
+    Ok(ExitCode::SUCCESS)
+}

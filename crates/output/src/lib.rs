@@ -1,0 +1,36 @@
+//! The tables and texts that a session is turned into: one file per format.
+//!
+//! ```text
+//! tables     CSV and JSON files of a session folder; one file per profiler beside metadata
+//! metadata   metadata.json
+//! terminal   the summary that a person reads at the end of a run
+//! csv        how a cell is written
+//! replace    files that appear whole or not at all
+//! ```
+
+mod csv;
+mod date;
+mod metadata;
+mod replace;
+pub mod tables;
+pub mod terminal;
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why tables could not be made. What was there before is left as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The session cannot be read.
+    #[error(transparent)]
+    Session(#[from] profilemate_session::Error),
+    /// A file cannot be written.
+    #[error("cannot write {}: {cause}; the tables that were there are unchanged, and nothing recorded is lost. \
+             Make room or choose another folder, then run `profilemate export`", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said: part of the message, and so no source of its own.
+        cause: io::Error,
+    },
+}

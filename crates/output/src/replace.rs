@@ -1,0 +1,91 @@
+//! Files that appear whole or not at all: each is written under another name and renamed when all are complete.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::Error;
+
+/// Bytes gathered before they are written.
+const BUFFER_BYTES: usize = 256 << 10;
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_path_buf();
+    |cause| Error::Write { path, cause }
+}
+
+/// A file that is being written.
+pub(crate) struct NewFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    writer: BufWriter<File>,
+    kept: bool,
+}
+
+impl NewFile {
+    /// Begins a file of this name in `folder`.
+    pub(crate) fn create(folder: &Path, name: &str) -> Result<Self, Error> {
+        let path = folder.join(name);
+        let temporary = folder.join(format!(".{name}.tmp"));
+        let file = File::create(&temporary).map_err(failed(&path))?;
+        Ok(Self { path, temporary, writer: BufWriter::with_capacity(BUFFER_BYTES, file), kept: false })
+    }
+
+    /// Appends.
+    #[inline]
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.writer.write_all(bytes).map_err(failed(&self.path))
+    }
+
+    /// Everything is written; it still has its other name.
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
+        self.writer.flush().map_err(failed(&self.path))
+    }
+
+    /// Takes the place of what was there.
+    pub(crate) fn keep(mut self) -> Result<(), Error> {
+        fs::rename(&self.temporary, &self.path).map_err(failed(&self.path))?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Lets one process at a time write the tables of a folder. A file system without locks lets all.
+pub(crate) fn one_at_a_time(folder: &Path) -> Result<File, Error> {
+    let handle = File::open(folder).map_err(failed(folder))?;
+    let _ = flock(&handle, FlockOperation::LockExclusive);
+    Ok(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_stays_until_the_new_file_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table.csv");
+        fs::write(&path, "old").unwrap();
+        let mut file = NewFile::create(folder.path(), "table.csv").unwrap();
+        file.write(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        drop(file);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the unfinished file is gone");
+        let mut file = NewFile::create(folder.path(), "table.csv").unwrap();
+        file.write(b"new").unwrap();
+        file.finish().unwrap();
+        file.keep().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+}

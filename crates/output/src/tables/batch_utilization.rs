@@ -1,0 +1,64 @@
+//! `batch_utilization.csv` and `batch_utilization_summary.json`.
+
+use profilemate_analysis::batch::{Batch, Summary};
+use profilemate_analysis::steps::Phase;
+use serde_json::Value;
+
+use super::{number, object};
+use crate::csv::Line;
+
+pub(super) const TABLE: &str = "batch_utilization.csv";
+pub(super) const SUMMARY: &str = "batch_utilization_summary.json";
+pub(super) const COLUMNS: &[&str] = &[
+    "timestamp_sec",
+    "num_seqs",
+    "max_num_seqs",
+    "seq_utilization_pct",
+    "num_tokens",
+    "max_tokens",
+    "token_utilization_pct",
+    "phase",
+    "running_queue_len",
+    "waiting_queue_len",
+    "prefill_tokens",
+    "decode_tokens",
+    "step",
+    "process",
+];
+
+pub(super) fn cells(batch: &Batch<'_>, line: &mut Line) {
+    let (seqs, tokens) = (u64::from(batch.num_seqs), u64::from(batch.num_tokens));
+    let max_seqs = batch.limits.map(|limits| limits.max_num_seqs);
+    let max_tokens = batch.limits.map(|limits| limits.max_num_tokens);
+    line.timestamp(batch.start_ns);
+    line.number(seqs);
+    line.maybe(max_seqs);
+    line.percent(seqs, max_seqs.unwrap_or(0));
+    line.number(tokens);
+    line.maybe(max_tokens);
+    line.percent(tokens, max_tokens.unwrap_or(0));
+    line.word(batch.phase.text());
+    line.number(u64::from(batch.running));
+    line.number(u64::from(batch.waiting));
+    line.number(u64::from(batch.prefill_tokens));
+    line.number(tokens.saturating_sub(u64::from(batch.prefill_tokens)));
+    line.maybe(batch.step);
+    line.text(batch.process);
+}
+
+pub(super) fn summary(summary: &Summary) -> Value {
+    let of_phase = |phase: Phase| {
+        summary.phases.iter().find(|(found, _)| *found == phase).and_then(|(_, mean)| number(*mean))
+    };
+    object([
+        ("total_samples", Some(summary.total_samples.into())),
+        ("mean_seq_utilization_pct", summary.mean_seq_utilization_pct.and_then(number)),
+        ("mean_token_utilization_pct", summary.mean_token_utilization_pct.and_then(number)),
+        ("underutilization_events", Some(summary.underutilization_events.into())),
+        ("prefill_avg_utilization", of_phase(Phase::Prefill)),
+        ("decode_avg_utilization", of_phase(Phase::Decode)),
+        ("max_num_seqs", summary.limits.map(|limits| limits.max_num_seqs.into())),
+        ("max_tokens", summary.limits.map(|limits| limits.max_num_tokens.into())),
+        ("mixed_avg_utilization", of_phase(Phase::Mixed)),
+    ])
+}

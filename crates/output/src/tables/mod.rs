@@ -1,0 +1,133 @@
+//! The tables of a session folder.
+
+mod batch_utilization;
+mod cpu_timing;
+mod forward_pass;
+
+use std::path::Path;
+
+use profilemate_analysis::facts::{Facts, Profiler};
+use profilemate_analysis::{Answers, Row, analyze};
+use profilemate_session::Session;
+use serde_json::Value;
+
+use crate::Error;
+use crate::csv::Line;
+use crate::replace::{NewFile, one_at_a_time};
+
+/// A table in CSV that is being written.
+struct Csv {
+    file: NewFile,
+    line: Line,
+}
+
+impl Csv {
+    fn create(folder: &Path, name: &str, columns: &[&str]) -> Result<Self, Error> {
+        let mut file = NewFile::create(folder, name)?;
+        file.write(columns.join(",").as_bytes())?;
+        file.write(b"\n")?;
+        Ok(Self { file, line: Line::default() })
+    }
+
+    /// Writes a row; `fill` puts its cells.
+    #[inline]
+    fn row(&mut self, fill: impl FnOnce(&mut Line)) -> Result<(), Error> {
+        self.line.begin();
+        fill(&mut self.line);
+        self.file.write(self.line.end())
+    }
+}
+
+/// The tables that have rows, each as long as its profiler was on.
+struct RowTables {
+    forward: Option<Csv>,
+    cpu: Option<Csv>,
+    batch: Option<Csv>,
+}
+
+impl RowTables {
+    fn create(folder: &Path, facts: &Facts) -> Result<Self, Error> {
+        let table = |profiler, name, columns| {
+            facts.is_on(profiler).then(|| Csv::create(folder, name, columns)).transpose()
+        };
+        Ok(Self {
+            forward: table(Profiler::ForwardPassTiming, forward_pass::TABLE, forward_pass::COLUMNS)?,
+            cpu: table(Profiler::CpuTiming, cpu_timing::TABLE, cpu_timing::COLUMNS)?,
+            batch: table(
+                Profiler::BatchUtilizationTracking,
+                batch_utilization::TABLE,
+                batch_utilization::COLUMNS,
+            )?,
+        })
+    }
+
+    #[inline]
+    fn row(&mut self, row: Row<'_>) -> Result<(), Error> {
+        match row {
+            Row::Forward(pass) => {
+                self.forward.as_mut().map_or(Ok(()), |csv| csv.row(|line| forward_pass::cells(&pass, line)))
+            }
+            Row::Cpu(operation) => {
+                self.cpu.as_mut().map_or(Ok(()), |csv| csv.row(|line| cpu_timing::cells(&operation, line)))
+            }
+            Row::Batch(batch) => {
+                self.batch.as_mut().map_or(Ok(()), |csv| csv.row(|line| batch_utilization::cells(&batch, line)))
+            }
+        }
+    }
+
+    fn into_files(self) -> impl Iterator<Item = NewFile> {
+        [self.forward, self.cpu, self.batch].into_iter().flatten().map(|csv| csv.file)
+    }
+}
+
+/// Makes every table of a session in `folder`, usually the session's own. All appear together, or none does.
+///
+/// # Errors
+/// When a segment cannot be read or a file cannot be written.
+pub fn write(session: &Session, folder: &Path) -> Result<Answers, Error> {
+    let _turn = one_at_a_time(folder)?;
+    let mut rows = RowTables::create(folder, &Facts::of(session))?;
+    let answers = analyze::<Error>(session, |row| rows.row(row))?;
+    let mut files: Vec<NewFile> = rows.into_files().collect();
+    for (name, value) in texts(session, &answers) {
+        let mut file = NewFile::create(folder, name)?;
+        file.write(format!("{value:#}\n").as_bytes())?;
+        files.push(file);
+    }
+    for file in &mut files {
+        file.finish()?;
+    }
+    for file in files {
+        file.keep()?;
+    }
+    Ok(answers)
+}
+
+/// The files that are one JSON document each.
+fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static str, Value)> {
+    [
+        answers.forward.as_ref().map(|summary| (forward_pass::SUMMARY, forward_pass::summary(summary))),
+        answers.cpu.as_ref().map(|summary| (cpu_timing::SUMMARY, cpu_timing::summary(summary))),
+        answers.batch.as_ref().map(|summary| (batch_utilization::SUMMARY, batch_utilization::summary(summary))),
+        Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// All JSON documents of a session in one, by the names of their files without extension.
+pub fn documents(session: &Session, answers: &Answers) -> Value {
+    let name = |file: &str| file.trim_end_matches(".json").to_owned();
+    Value::Object(texts(session, answers).map(|(file, value)| (name(file), value)).collect())
+}
+
+/// A number in JSON; absent when it is none.
+pub(crate) fn number(value: f64) -> Option<Value> {
+    serde_json::Number::from_f64(value).map(Value::Number)
+}
+
+/// An object of those keys that have a value.
+pub(crate) fn object<const N: usize>(entries: [(&str, Option<Value>); N]) -> Value {
+    Value::Object(entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect())
+}

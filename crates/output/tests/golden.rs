@@ -1,0 +1,117 @@
+//! Every table of the golden sessions, kept as snapshots.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use profilemate_output::{tables, terminal};
+use profilemate_session::Session;
+
+/// A copy of a golden session; the folder goes with the first value.
+fn copy(name: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let session = folder.path().join(format!("session_{name}"));
+    fs::create_dir_all(session.join("raw")).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../session/tests/golden/v1").join(name).join("raw");
+    for entry in fs::read_dir(golden).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, session.join("raw").join(path.file_name().unwrap())).unwrap();
+    }
+    (folder, session)
+}
+
+/// The files at the top of a session folder.
+fn files(session: &Path) -> BTreeMap<String, String> {
+    fs::read_dir(session)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(&path).unwrap()))
+        .collect()
+}
+
+fn every_table(name: &str) {
+    let (_folder, folder) = copy(name);
+    let folder = folder.canonicalize().unwrap();
+    let session = Session::open(&folder).unwrap();
+    let answers = tables::write(&session, &folder).unwrap();
+    let shown = |text: &str| text.replace(&*folder.to_string_lossy(), "SESSION");
+    let first = files(&folder);
+    for (file, text) in &first {
+        insta::assert_snapshot!(format!("{name}__{file}"), shown(text));
+    }
+    let summary = terminal::summary(&session, &answers, Some(&folder));
+    for line in shown(&summary).lines() {
+        assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
+    }
+    insta::assert_snapshot!(format!("{name}__summary"), shown(&summary));
+    // Once more, over what is there: the same bytes.
+    let session = Session::open(&folder).unwrap();
+    tables::write(&session, &folder).unwrap();
+    assert_eq!(files(&folder), first);
+}
+
+#[test]
+fn server() {
+    every_table("server");
+}
+
+#[test]
+fn single_process() {
+    every_table("single_process");
+}
+
+#[test]
+fn parallel() {
+    every_table("parallel");
+}
+
+#[test]
+fn gpu() {
+    every_table("gpu");
+}
+
+#[test]
+fn segments_that_changed_places_give_the_same_tables() {
+    let (_one, whole) = copy("server");
+    tables::write(&Session::open(&whole).unwrap(), &whole).unwrap();
+    let (_two, swapped) = copy("server");
+    let raw = swapped.join("raw");
+    let names = ["engine_core-0-1002.000000.seg", "engine_core-0-1002.000002.seg", "worker-0-1003.000001.seg"];
+    let contents = names.map(|name| fs::read(raw.join(name)).unwrap());
+    for (name, content) in names.iter().zip([&contents[1], &contents[2], &contents[0]]) {
+        fs::write(raw.join(name), content).unwrap();
+    }
+    let session = Session::open(&swapped).unwrap();
+    tables::write(&session, &swapped).unwrap();
+    let (mut whole, mut swapped) = (files(&whole), files(&swapped));
+    whole.remove("metadata.json");
+    assert!(swapped.remove("metadata.json").unwrap().contains("its header says that it is segment"));
+    assert_eq!(whole, swapped);
+}
+
+#[test]
+fn a_table_that_cannot_be_written_leaves_the_one_that_was_there() {
+    let (_folder, folder) = copy("server");
+    let session = Session::open(&folder).unwrap();
+    tables::write(&session, &folder).unwrap();
+    let before = files(&folder);
+    // What is in the way of the temporary file stands for whatever may go wrong.
+    fs::create_dir(folder.join(".cpu_timing_summary.json.tmp")).unwrap();
+    let error = tables::write(&session, &folder).unwrap_err().to_string();
+    assert!(error.starts_with("cannot write ") && error.contains("cpu_timing_summary.json"), "{error}");
+    assert!(error.contains("unchanged") && error.contains("profilemate export"), "{error}");
+    assert_eq!(files(&folder), before);
+}
+
+#[test]
+fn a_full_disk_is_one_sentence() {
+    // A link to the device that is always full stands for the disk.
+    let (_folder, folder) = copy("server");
+    std::os::unix::fs::symlink("/dev/full", folder.join(".batch_utilization.csv.tmp")).unwrap();
+    let error = tables::write(&Session::open(&folder).unwrap(), &folder).unwrap_err().to_string();
+    assert!(error.contains("batch_utilization.csv: No space left on device"), "{error}");
+    assert_eq!(files(&folder).len(), 0);
+}

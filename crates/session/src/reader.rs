@@ -1,0 +1,141 @@
+//! The slots of a log, in order, through a read buffer: a log of any size costs the same memory, and a file that
+//! shrinks or vanishes while it is read is an error and not a signal, as it would be with a mapping.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use profilemate_format::record::{RECORD_BYTES, Record, Slot, read_slot};
+use profilemate_format::segment::HEADER_BYTES;
+
+use crate::Error;
+use crate::log::Log;
+
+/// Bytes read at once; a multiple of the size of a record.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// Fills `buffer` as far as the file goes.
+fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// The slots of one segment file.
+pub(crate) struct Slots {
+    file: File,
+    buffer: Vec<u8>,
+    at: usize,
+    filled: usize,
+    slot: u32,
+    limit: u32,
+}
+
+impl Slots {
+    /// Opens a segment and skips its header; `slots` bounds how many are read.
+    pub(crate) fn open(path: &Path, slots: u32, buffer: Vec<u8>) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        let mut header = [0; HEADER_BYTES];
+        let filled = read_full(&mut file, &mut header)?;
+        let mut buffer = buffer;
+        buffer.resize(BUFFER_BYTES, 0);
+        let limit = if filled < HEADER_BYTES { 0 } else { slots };
+        Ok(Self { file, buffer, at: 0, filled: 0, slot: 0, limit })
+    }
+
+    /// The next slot and its number; `None` at the end of the file or of what was asked for. A last part of a slot
+    /// is damaged unless it is zero.
+    #[inline]
+    pub(crate) fn next_slot(&mut self) -> io::Result<Option<(u32, Slot)>> {
+        if self.slot == self.limit {
+            return Ok(None);
+        }
+        if self.filled - self.at < RECORD_BYTES && !self.fill()? {
+            return Ok(None);
+        }
+        let slot = self.slot;
+        self.slot += 1;
+        let rest = &self.buffer[self.at..self.filled];
+        if let Some(bytes) = rest.first_chunk::<RECORD_BYTES>() {
+            self.at += RECORD_BYTES;
+            return Ok(Some((slot, read_slot(bytes, slot))));
+        }
+        let zero = rest.iter().all(|byte| *byte == 0);
+        self.at = self.filled;
+        Ok(Some((slot, if zero { Slot::Empty } else { Slot::Damaged })))
+    }
+
+    /// Reads on when the buffer is used up; whether there is anything.
+    #[cold]
+    fn fill(&mut self) -> io::Result<bool> {
+        self.filled = read_full(&mut self.file, &mut self.buffer)?;
+        self.at = 0;
+        Ok(self.filled > 0)
+    }
+
+    /// Gives the buffer back for the next segment.
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
+        self.buffer
+    }
+}
+
+/// The sound records of one log in the order in which they were committed, up to where the survey saw it end.
+pub struct Records<'a> {
+    segments: std::slice::Iter<'a, crate::log::Segment>,
+    current: Option<(Slots, PathBuf)>,
+}
+
+impl<'a> Records<'a> {
+    pub(crate) fn new(log: &'a Log) -> Self {
+        Self { segments: log.segments.iter(), current: None }
+    }
+
+    /// The next record.
+    ///
+    /// # Errors
+    /// When a segment cannot be read. One that was deleted meanwhile (its writer keeps to its limit) is passed over.
+    #[inline]
+    pub fn next_record(&mut self) -> Result<Option<Record>, Error> {
+        loop {
+            if let Some((slots, path)) = &mut self.current {
+                loop {
+                    match slots.next_slot() {
+                        Ok(Some((_, Slot::Record(record)))) => return Ok(Some(record)),
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(error) => return Err(Error::io(path)(error)),
+                    }
+                }
+            }
+            if !self.open_next()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    #[cold]
+    fn open_next(&mut self) -> Result<bool, Error> {
+        let mut buffer = self.current.take().map(|(slots, _)| slots.into_buffer()).unwrap_or_default();
+        for segment in self.segments.by_ref() {
+            if segment.slots == 0 {
+                continue;
+            }
+            match Slots::open(&segment.path, segment.slots, buffer) {
+                Ok(slots) => {
+                    self.current = Some((slots, segment.path.clone()));
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => buffer = Vec::new(),
+                Err(error) => return Err(Error::io(&segment.path)(error)),
+            }
+        }
+        Ok(false)
+    }
+}
