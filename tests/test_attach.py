@@ -79,7 +79,7 @@ def fake(tmp_path: Path) -> Path:
 
 
 def python(
-    code: str, output: Path, *pythonpath: str | Path, check: bool = True, **more: str
+    code: str, output: Path, *pythonpath: str | Path, check: Any = True, **more: str
 ) -> subprocess.CompletedProcess[str]:
     more.setdefault("PROFILEMATE_COLLECTOR", "none")
     return subprocess.run(

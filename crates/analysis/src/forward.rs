@@ -3,13 +3,15 @@
 use profilemate_session::{Component, Edge, Event, Name, Payload, Session, Span};
 
 use crate::Context;
+use crate::gpu_clock::Placed;
 use crate::statistics::{Samples, Statistics};
 use crate::steps::{Phase, Scheduled};
 
 /// How a forward pass was timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timing {
-    /// Wall time of the region, on the host.
+    /// Wall time, on the host. Without a GPU it is that of the forward pass; in lightweight mode it goes from the moment
+    /// the GPU was free for the step to the moment its tokens had reached the host, sampling included.
     Wall,
     /// The GPU's own clock, by events around the region.
     Events,
@@ -40,12 +42,16 @@ pub struct Pass<'a> {
     pub duration_ns: Option<u64>,
     /// Tokens of prompts not computed yet.
     pub prefill_tokens: Option<u32>,
-    /// CUDA graph mode, in vLLM's words.
-    pub cudagraph_mode: Option<&'a str>,
+    /// What the batch was dispatched as: `FULL num_tokens=8 …`, or `NONE`.
+    pub descriptor: Option<&'a str>,
     /// Tokens with padding.
     pub padded_tokens: Option<u64>,
     /// GPU time between the step before and this one.
     pub gpu_idle_ns: Option<u64>,
+    /// From the first kernel of the forward pass to the last of the step, on the GPU.
+    pub gpu_busy_ns: Option<u64>,
+    /// When the GPU began it, on the session's clock, and how far off that may be.
+    pub gpu_start: Option<Placed>,
     /// How long the same process sampled in the same step, by the same clock, nanoseconds.
     pub sample_ns: Option<u64>,
     /// How it was timed.
@@ -55,6 +61,38 @@ pub struct Pass<'a> {
     /// The process: `worker-0`.
     pub process: &'a str,
 }
+
+impl Pass<'_> {
+    /// CUDA graph mode, in vLLM's words.
+    pub fn cudagraph_mode(&self) -> Option<&str> {
+        // The first word of a descriptor is the mode.
+        self.descriptor?.split(' ').next().filter(|mode| !mode.is_empty())
+    }
+}
+
+/// GPU time of a worker, over all its steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuTime {
+    /// The worker.
+    pub process: String,
+    /// Steps between which the bubble is known.
+    pub steps: u64,
+    /// From the first to the last kernel of those steps, nanoseconds.
+    pub busy_ns: u64,
+    /// Between them, nanoseconds.
+    pub idle_ns: u64,
+}
+
+impl GpuTime {
+    /// Share of the time that the GPU waited for the host, 0-100; `None` when no time passed.
+    pub fn idle_pct(&self) -> Option<f64> {
+        let total = self.busy_ns.saturating_add(self.idle_ns);
+        (total > 0).then(|| 100.0 * self.idle_ns as f64 / total as f64)
+    }
+}
+
+/// Longer without work is a server that nobody asked for anything, not a bubble: nanoseconds.
+const LONGEST_BUBBLE_NS: u64 = 1_000_000_000;
 
 /// One phase of the summary.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,18 +114,36 @@ pub struct Summary {
 pub(crate) struct Collector {
     /// Durations and tokens, by phase.
     phases: [(Samples, u64); 3],
-    /// The last step that the GPU's clock gave a row, by log.
-    on_gpu: Vec<Option<u64>>,
+    /// By log.
+    workers: Vec<Worker>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    /// Whether its steps were timed where vLLM waits for their tokens.
+    is_lightweight: bool,
+    /// The last step that the GPU's clock gave a row.
+    last_on_gpu: Option<u64>,
+    /// Lightweight: when the tokens of the step before had reached the host; nanoseconds since the session's start.
+    free_since_ns: i64,
+    gpu: GpuTime,
 }
 
 impl Collector {
     pub(crate) fn new(session: &Session) -> Self {
-        Self { phases: Default::default(), on_gpu: vec![None; session.logs.len()] }
+        let workers = session.logs.iter().map(|log| Worker {
+            is_lightweight: log.head.fact("timing_mode") == Some("lightweight"),
+            last_on_gpu: None,
+            free_since_ns: i64::MIN,
+            gpu: GpuTime { process: log.process(Component::Worker).to_owned(), steps: 0, busy_ns: 0, idle_ns: 0 },
+        });
+        Self { phases: Default::default(), workers: workers.collect() }
     }
 
     #[inline]
     pub(crate) fn see<'a>(&mut self, context: &Context<'a>, event: &Event) -> Option<Pass<'a>> {
         let pass = match &event.record.payload {
+            Payload::Span(_) if self.workers[event.log].is_lightweight => self.at_output(context, event)?,
             Payload::Span(span) if event.name == Name::Forward && event.edge == Edge::End => {
                 if context.steps.times_on_gpu(event) {
                     self.on_gpu(context, event, Some(span))?
@@ -96,7 +152,7 @@ impl Collector {
                 }
             }
             // The host's span has the row, where there is one: it comes in time.
-            Payload::GpuStep(_) if !context.steps.worked(event).has_forward => {
+            Payload::GpuStep(_) if context.steps.worked(event).forward_ticks.is_none() => {
                 self.on_gpu(context, event, None)?
             }
             _ => return None,
@@ -111,23 +167,61 @@ impl Collector {
 
     /// A row by the GPU's clock: one for each step, however many regions the host saw in it.
     fn on_gpu<'a>(&mut self, context: &Context<'a>, event: &Event, span: Option<&Span>) -> Option<Pass<'a>> {
-        let last = &mut self.on_gpu[event.log];
-        if event.record.step != 0 && *last == Some(event.record.step) {
+        let worker = &mut self.workers[event.log];
+        if event.record.step != 0 && worker.last_on_gpu == Some(event.record.step) {
             return None;
         }
-        *last = Some(event.record.step);
+        worker.last_on_gpu = Some(event.record.step);
         // A step that was not found done before its process ended has no GPU time; the host's is another thing.
         let step = context.steps.on_gpu(event).copied().unwrap_or_default();
+        if let (Some(idle), Some(busy)) =
+            (step.idle_before_ns.filter(|idle| *idle < LONGEST_BUBBLE_NS), step.busy_ns)
+        {
+            worker.gpu.steps += 1;
+            worker.gpu.idle_ns = worker.gpu.idle_ns.saturating_add(idle);
+            worker.gpu.busy_ns = worker.gpu.busy_ns.saturating_add(busy);
+        }
         let descriptor = if step.descriptor == 0 { span.map_or(0, |span| span.context) } else { step.descriptor };
         let padded =
             if step.padded_tokens == 0 { span.map_or(0, |span| span.value_b) } else { step.padded_tokens.into() };
         Some(Pass {
-            duration_ns: step.forward_ms.map(nanoseconds),
-            gpu_idle_ns: step.idle_before_ms.map(nanoseconds),
-            sample_ns: step.sample_ms.map(nanoseconds),
+            duration_ns: step.forward_ns,
+            gpu_idle_ns: step.idle_before_ns,
+            gpu_busy_ns: step.busy_ns,
+            gpu_start: step.placed,
+            sample_ns: step.sample_ns,
             timing: Timing::Events,
-            ..pass(context, event, span, descriptor, padded)
+            ..pass(context, event, descriptor, padded)
         })
+    }
+
+    /// Lightweight: the tokens of a step have reached the host.
+    fn at_output<'a>(&mut self, context: &Context<'a>, event: &Event) -> Option<Pass<'a>> {
+        let step = context.steps.worked(event);
+        // A step whose output is waited for later has its tokens then; without that, bookkeeping waits for them.
+        let is_here = match event.name {
+            Name::OutputReady => step.is_awaited,
+            Name::Bookkeeping => !step.is_awaited,
+            _ => false,
+        };
+        if !is_here || event.edge != Edge::End {
+            return None;
+        }
+        let log = &context.session.logs[event.log];
+        let began_ns = context.session.nanoseconds(log, step.forward_ticks?);
+        let worker = &mut self.workers[event.log];
+        let from_ns = began_ns.max(worker.free_since_ns);
+        worker.free_since_ns = event.end_ns;
+        Some(Pass {
+            start_ns: began_ns,
+            duration_ns: Some(u64::try_from(event.end_ns.saturating_sub(from_ns)).unwrap_or(0)),
+            ..pass(context, event, step.descriptor, step.padded_tokens)
+        })
+    }
+
+    /// GPU time of each worker that was timed on its GPU.
+    pub(crate) fn gpu_times(&self) -> Vec<GpuTime> {
+        self.workers.iter().map(|worker| worker.gpu.clone()).filter(|gpu| gpu.steps > 0).collect()
     }
 
     pub(crate) fn finish(self) -> Summary {
@@ -151,49 +245,35 @@ fn on_host<'a>(context: &Context<'a>, event: &Event, span: &Span) -> Pass<'a> {
     Pass {
         duration_ns: Some(event.duration_ns()),
         sample_ns: context.steps.worked(event).sampling_ticks.map(|ticks| clock.duration_ns(ticks)),
-        ..pass(context, event, Some(span), span.context, span.value_b)
+        ..pass(context, event, span.context, span.value_b)
     }
 }
 
-/// What a row says whichever clock timed it. The span has the runner's own size of the batch, for when the engine's log
-/// is missing.
-fn pass<'a>(
-    context: &Context<'a>,
-    event: &Event,
-    span: Option<&Span>,
-    descriptor: u32,
-    padded_tokens: u64,
-) -> Pass<'a> {
+/// What a row says whichever clock timed it.
+fn pass<'a>(context: &Context<'a>, event: &Event, descriptor: u32, padded_tokens: u64) -> Pass<'a> {
     let log = &context.session.logs[event.log];
     let scheduled = context.steps.scheduled(event);
-    let size = halves(span.map_or(0, |span| span.value_a));
-    let [tokens, sequences] = size.map(|size| Some(size).filter(|size| *size > 0));
+    // Without the engine's log the runner's own numbers are left.
+    let own = event.span().filter(|_| event.name == Name::Forward).map(|span| span.value_a);
+    let [tokens, sequences] = halves(own.unwrap_or(context.steps.worked(event).size));
+    let known = |number: u32| Some(number).filter(|number| *number != 0);
     Pass {
         start_ns: event.start_ns,
         phase: scheduled.and_then(Scheduled::phase),
-        batch_size: scheduled.map(|scheduled| scheduled.num_seqs).or(sequences),
-        num_tokens: scheduled.map(|scheduled| scheduled.num_tokens).or(tokens),
+        batch_size: scheduled.map_or(known(sequences), |scheduled| Some(scheduled.num_seqs)),
+        num_tokens: scheduled.map_or(known(tokens), |scheduled| Some(scheduled.num_tokens)),
         duration_ns: None,
         prefill_tokens: scheduled.map(|scheduled| scheduled.prefill_tokens),
-        // The first word of a descriptor is the mode.
-        cudagraph_mode: log.head.string(descriptor).and_then(|text| text.split(' ').next()),
+        descriptor: log.head.string(descriptor),
         padded_tokens: Some(padded_tokens).filter(|tokens| *tokens != 0),
         gpu_idle_ns: None,
+        gpu_busy_ns: None,
+        gpu_start: None,
         sample_ns: None,
         timing: Timing::Wall,
         step: Some(event.record.step).filter(|step| *step != 0),
         process: log.process(Component::Worker),
     }
-}
-
-/// Milliseconds of a GPU's clock.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "not negative; no step takes centuries"
-)]
-fn nanoseconds(milliseconds: f32) -> u64 {
-    (f64::from(milliseconds) * 1e6).round() as u64
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the two halves are taken apart on purpose")]

@@ -4,14 +4,16 @@
 //! one: what the scheduler decided for each step, when a worker began it, how long it sampled. The second hands every
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
-//! Every profiler is one file: [`forward`], [`cpu`], [`batch`]. A new one adds its file, a variant of [`Row`] and a
+//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`]. A new one adds its file, a variant of [`Row`] and a
 //! field of [`Answers`].
 
 pub mod batch;
 pub mod counters;
 pub mod cpu;
+pub mod cuda_graphs;
 pub mod facts;
 pub mod forward;
+pub mod gpu_clock;
 pub mod overhead;
 pub mod processes;
 pub mod statistics;
@@ -31,6 +33,10 @@ pub enum Row<'a> {
     Cpu(cpu::Operation<'a>),
     /// Of the batch-utilization table.
     Batch(batch::Batch<'a>),
+    /// Of the table of captured CUDA graphs.
+    Capture(cuda_graphs::Capture<'a>),
+    /// Of the timeline of CUDA graphs.
+    Replay(cuda_graphs::Replay<'a>),
 }
 
 /// What a session says, apart from its rows.
@@ -50,6 +56,10 @@ pub struct Answers {
     pub cpu: Option<cpu::Summary>,
     /// Batch utilization; `None` when the profiler was not on.
     pub batch: Option<batch::Summary>,
+    /// CUDA graphs; `None` when the profiler was not on.
+    pub cuda_graphs: Option<cuda_graphs::Summary>,
+    /// GPU time, by worker that was timed on its GPU.
+    pub gpu: Vec<forward::GpuTime>,
     /// What the probes cost, by process.
     pub overhead: Vec<overhead::Overhead>,
     /// Exceptions caught in probes.
@@ -72,7 +82,10 @@ pub fn analyze<E: From<Error>>(
 ) -> Result<Answers, E> {
     let facts = Facts::of(session);
     let context = Context { session, steps: Steps::read(session)? };
-    let mut forward = facts.is_on(Profiler::ForwardPassTiming).then(|| forward::Collector::new(session));
+    // CUDA graphs are seen in forward passes, whether or not those have a table.
+    let mut forward = forward::Collector::new(session);
+    let is_forward_on = facts.is_on(Profiler::ForwardPassTiming);
+    let mut cuda_graphs = facts.is_on(Profiler::CudaGraphTracking).then(cuda_graphs::Collector::default);
     let mut cpu = facts.is_on(Profiler::CpuTiming).then(|| cpu::Collector::new(session));
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
     let mut counters = counters::Collector::default();
@@ -85,6 +98,11 @@ pub fn analyze<E: From<Error>>(
             // A scheduler's limits are written while the engine is still loading.
             if let Some(batch) = &mut batch {
                 batch.see_limits(&event);
+            }
+            if cuda_graphs.is_some()
+                && let Some(found) = cuda_graphs::Collector::see_capture(session, &event)
+            {
+                row(Row::Capture(found))?;
             }
             continue;
         }
@@ -100,10 +118,16 @@ pub fn analyze<E: From<Error>>(
         {
             row(Row::Cpu(found))?;
         }
-        if let Some(forward) = &mut forward
-            && let Some(found) = forward.see(&context, &event)
-        {
-            row(Row::Forward(found))?;
+        if let Some(found) = forward.see(&context, &event) {
+            if is_forward_on {
+                row(Row::Forward(found))?;
+            }
+            if let Some(cuda_graphs) = &mut cuda_graphs
+                && let Some(replay) = cuda_graphs::Replay::of(&found)
+            {
+                cuda_graphs.see(&replay);
+                row(Row::Replay(replay))?;
+            }
         }
     }
     let (processes, duration_ns) = processes.finish(session);
@@ -112,7 +136,9 @@ pub fn analyze<E: From<Error>>(
         processes,
         duration_ns,
         counters: counters.finish(),
-        forward: forward.map(forward::Collector::finish),
+        gpu: forward.gpu_times(),
+        forward: is_forward_on.then(|| forward.finish()),
+        cuda_graphs: cuda_graphs.map(cuda_graphs::Collector::finish),
         cpu: cpu.map(cpu::Collector::finish),
         batch: batch.map(batch::Collector::finish),
         overhead: overhead.finish(session),

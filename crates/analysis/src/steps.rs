@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use profilemate_session::{Component, Error, Event, GpuStep, Label, Name, Payload, Session};
 
+use crate::gpu_clock::{GpuClock, Placed};
+
 /// What kind of work a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -65,8 +67,59 @@ pub struct Worked {
     pub began_ticks: Option<u64>,
     /// How long it sampled, ticks; `None` = there is no such record.
     pub sampling_ticks: Option<u64>,
-    /// Whether the host saw its forward pass.
-    pub has_forward: bool,
+    /// Its size as the runner saw it: tokens below, sequences above; 0 = unknown.
+    pub size: u64,
+    /// When the host began its forward pass, ticks; `None` = there is no such record.
+    pub forward_ticks: Option<u64>,
+    /// String id of what it was dispatched as; 0 = unknown.
+    pub descriptor: u32,
+    /// Tokens with padding; 0 = unknown.
+    pub padded_tokens: u64,
+    /// Whether its output was waited for after the step (asynchronous scheduling, lightweight timing).
+    pub is_awaited: bool,
+}
+
+/// What the GPU's clock said of a step. `None` = not measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OnGpu {
+    /// Forward pass, nanoseconds.
+    pub forward_ns: Option<u64>,
+    /// Sampling, nanoseconds.
+    pub sample_ns: Option<u64>,
+    /// From the last kernel of the step before to the first of this one, nanoseconds.
+    pub idle_before_ns: Option<u64>,
+    /// From its first kernel to its last, nanoseconds.
+    pub busy_ns: Option<u64>,
+    /// Where it began on the session's clock.
+    pub placed: Option<Placed>,
+    /// String id of what it was dispatched as; 0 = unknown.
+    pub descriptor: u32,
+    /// Tokens with padding; 0 = unknown.
+    pub padded_tokens: u32,
+}
+
+impl OnGpu {
+    fn of(step: &GpuStep) -> Self {
+        Self {
+            forward_ns: step.forward_ms.map(nanoseconds),
+            sample_ns: step.sample_ms.map(nanoseconds),
+            idle_before_ns: step.idle_before_ms.map(nanoseconds),
+            busy_ns: step.busy_ms.map(nanoseconds),
+            placed: None,
+            descriptor: step.descriptor,
+            padded_tokens: step.padded_tokens,
+        }
+    }
+}
+
+/// Milliseconds of a GPU's clock.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "not negative; no step takes centuries"
+)]
+fn nanoseconds(milliseconds: f32) -> u64 {
+    (f64::from(milliseconds) * 1e6).round() as u64
 }
 
 /// Values by step. Steps come counted up from 1, give or take: a dense vector, with room for those that do not.
@@ -125,7 +178,7 @@ pub(crate) struct Steps {
     /// By log, of those that are workers.
     worked: Vec<StepTable<Worked>>,
     /// By log, of those whose steps were timed on the GPU.
-    on_gpu: Vec<StepTable<GpuStep>>,
+    on_gpu: Vec<StepTable<OnGpu>>,
     /// The engine's log for each log, by its part as a worker.
     engines: Vec<Option<usize>>,
     /// Step by the timestamp of its outputs, ascending.
@@ -139,7 +192,8 @@ impl Steps {
         for log in &session.logs {
             let mut scheduled = StepTable::<Scheduled>::default();
             let mut worked = StepTable::<Worked>::default();
-            let mut on_gpu = StepTable::<GpuStep>::default();
+            let mut on_gpu = StepTable::<OnGpu>::default();
+            let mut gpu_clock = GpuClock::default();
             let mut records = log.records();
             while let Some(record) = records.next_record()? {
                 if record.label != Label::Work || record.step == 0 {
@@ -153,13 +207,26 @@ impl Steps {
                             prefill_tokens: schedule.prefill_tokens,
                         };
                     }
-                    Payload::GpuStep(step) => *on_gpu.entry(record.step) = *step,
+                    Payload::GpuStep(step) => {
+                        let launched_ns = session.nanoseconds(log, record.ticks);
+                        let done_ns = launched_ns.saturating_add(i64::from(step.read_after_us) * 1000);
+                        let step = OnGpu::of(step);
+                        let placed = gpu_clock.place(launched_ns, done_ns, step.idle_before_ns, step.busy_ns);
+                        *on_gpu.entry(record.step) = OnGpu { placed, ..step };
+                    }
                     Payload::Outputs(outputs) => steps.outputs.push((outputs.timestamp_bits, record.step)),
                     Payload::Span(span) => match log.span_name(record.name) {
                         Name::ModelExecution => {
-                            worked.entry(record.step).began_ticks.get_or_insert(record.ticks);
+                            let worked = worked.entry(record.step);
+                            worked.began_ticks.get_or_insert(record.ticks);
+                            worked.size = span.value_a;
                         }
-                        Name::Forward => worked.entry(record.step).has_forward = true,
+                        Name::Forward => {
+                            let worked = worked.entry(record.step);
+                            worked.forward_ticks.get_or_insert(record.ticks);
+                            (worked.descriptor, worked.padded_tokens) = (span.context, span.value_b);
+                        }
+                        Name::OutputReady => worked.entry(record.step).is_awaited = true,
                         Name::Sampling => {
                             let sampling = &mut worked.entry(record.step).sampling_ticks;
                             *sampling = Some(sampling.unwrap_or(0).saturating_add(span.duration_ticks));
@@ -194,7 +261,7 @@ impl Steps {
     }
 
     /// What the GPU's clock said of the step of this event.
-    pub(crate) fn on_gpu(&self, event: &Event) -> Option<&GpuStep> {
+    pub(crate) fn on_gpu(&self, event: &Event) -> Option<&OnGpu> {
         self.on_gpu[event.log].get(event.record.step)
     }
 

@@ -1,6 +1,7 @@
 //! `metadata.json`: what was recorded, by whom, and how much of it can be trusted.
 
 use profilemate_analysis::Answers;
+use profilemate_analysis::forward::GpuTime;
 use profilemate_analysis::overhead::Overhead;
 use profilemate_analysis::processes::{Ending, Process};
 use profilemate_session::Session;
@@ -57,12 +58,29 @@ pub(crate) fn metadata(session: &Session, answers: &Answers) -> Value {
             "finished_requests": counters.finished_requests,
         },
         "probe_errors": answers.probe_errors,
+        "gpu_time": gpu_time(&answers.gpu),
     });
     if let (Some(document), Value::Object(tail)) = (document.as_object_mut(), tail) {
         document.extend(facts.flags.iter().map(|(flag, on)| (flag.clone(), Value::Bool(*on))));
         document.extend(tail);
     }
     document
+}
+
+fn gpu_time(times: &[GpuTime]) -> Value {
+    let milliseconds = |nanoseconds: u64| number(nanoseconds as f64 / 1e6);
+    times
+        .iter()
+        .map(|gpu| {
+            object([
+                ("process", Some(gpu.process.clone().into())),
+                ("steps", Some(gpu.steps.into())),
+                ("busy_ms", milliseconds(gpu.busy_ns)),
+                ("idle_between_steps_ms", milliseconds(gpu.idle_ns)),
+                ("idle_pct", gpu.idle_pct().and_then(number)),
+            ])
+        })
+        .collect()
 }
 
 fn strings(pairs: &[(String, String)]) -> Value {

@@ -108,6 +108,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
         ],
     );
     forward(&mut text, answers);
+    gpu(&mut text, answers);
     cpu(&mut text, answers);
     batch(&mut text, answers);
     if !answers.overhead.is_empty() {
@@ -177,6 +178,27 @@ fn forward(text: &mut String, answers: &Answers) {
             times.p50_ms,
             times.p99_ms,
             said.tokens_per_second.map_or(String::new(), |rate| format!("{rate:.0}"))
+        );
+    }
+}
+
+fn gpu(text: &mut String, answers: &Answers) {
+    if answers.gpu.is_empty() {
+        return;
+    }
+    let percent = |value: Option<f64>| value.map_or("unknown".to_owned(), |value| format!("{value:.1} %"));
+    text.push('\n');
+    for (at, gpu) in answers.gpu.iter().enumerate() {
+        let label = if at == 0 { "gpu" } else { "" };
+        let process = printable(&gpu.process);
+        line(text, label, &format!("{process}: waits for the host {} of the time", percent(gpu.idle_pct())));
+    }
+    if let Some(graphs) = answers.cuda_graphs.as_ref().filter(|graphs| !graphs.usage.is_empty()) {
+        let coverage = format!("{} of steps run in one", percent(graphs.coverage_pct()));
+        wrapped(
+            text,
+            "cuda graphs",
+            &[coverage, format!("{} of tokens are padding", percent(graphs.padding_pct()))],
         );
     }
 }

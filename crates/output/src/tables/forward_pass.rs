@@ -24,6 +24,9 @@ pub(super) const COLUMNS: &[&str] = &[
     "timing",
     "step",
     "process",
+    "gpu_busy_ms",
+    "gpu_start_sec",
+    "gpu_start_error_ms",
 ];
 
 pub(super) fn cells(pass: &Pass<'_>, line: &mut Line) {
@@ -42,13 +45,21 @@ pub(super) fn cells(pass: &Pass<'_>, line: &mut Line) {
     line.maybe(pass.prefill_tokens.map(u64::from));
     let decode = pass.num_tokens.zip(pass.prefill_tokens).map(|(tokens, prefill)| tokens.saturating_sub(prefill));
     line.maybe(decode.map(u64::from));
-    line.text(pass.cudagraph_mode.unwrap_or(""));
+    line.text(pass.cudagraph_mode().unwrap_or(""));
     line.maybe(pass.padded_tokens);
     line.maybe_milliseconds(pass.gpu_idle_ns);
     line.maybe_milliseconds(pass.sample_ns);
     line.word(pass.timing.text());
     line.maybe(pass.step);
     line.text(pass.process);
+    line.maybe_milliseconds(pass.gpu_busy_ns);
+    if let Some(placed) = pass.gpu_start {
+        line.timestamp(placed.start_ns);
+        line.milliseconds(placed.error_ns);
+    } else {
+        line.empty();
+        line.empty();
+    }
 }
 
 pub(super) fn summary(summary: &Summary) -> Value {

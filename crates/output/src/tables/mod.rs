@@ -2,6 +2,7 @@
 
 mod batch_utilization;
 mod cpu_timing;
+mod cuda_graphs;
 mod forward_pass;
 
 use std::path::Path;
@@ -43,6 +44,8 @@ struct RowTables {
     forward: Option<Csv>,
     cpu: Option<Csv>,
     batch: Option<Csv>,
+    captures: Option<Csv>,
+    replays: Option<Csv>,
 }
 
 impl RowTables {
@@ -58,6 +61,8 @@ impl RowTables {
                 batch_utilization::TABLE,
                 batch_utilization::COLUMNS,
             )?,
+            captures: table(Profiler::CudaGraphTracking, cuda_graphs::CAPTURES, cuda_graphs::CAPTURES_COLUMNS)?,
+            replays: table(Profiler::CudaGraphTracking, cuda_graphs::TIMELINE, cuda_graphs::TIMELINE_COLUMNS)?,
         })
     }
 
@@ -73,11 +78,17 @@ impl RowTables {
             Row::Batch(batch) => {
                 self.batch.as_mut().map_or(Ok(()), |csv| csv.row(|line| batch_utilization::cells(&batch, line)))
             }
+            Row::Capture(capture) => {
+                self.captures.as_mut().map_or(Ok(()), |csv| csv.row(|line| cuda_graphs::capture(&capture, line)))
+            }
+            Row::Replay(replay) => {
+                self.replays.as_mut().map_or(Ok(()), |csv| csv.row(|line| cuda_graphs::replay(&replay, line)))
+            }
         }
     }
 
     fn into_files(self) -> impl Iterator<Item = NewFile> {
-        [self.forward, self.cpu, self.batch].into_iter().flatten().map(|csv| csv.file)
+        [self.forward, self.cpu, self.batch, self.captures, self.replays].into_iter().flatten().map(|csv| csv.file)
     }
 }
 
@@ -90,6 +101,13 @@ pub fn write(session: &Session, folder: &Path) -> Result<Answers, Error> {
     let mut rows = RowTables::create(folder, &Facts::of(session))?;
     let answers = analyze::<Error>(session, |row| rows.row(row))?;
     let mut files: Vec<NewFile> = rows.into_files().collect();
+    if let Some(summary) = &answers.cuda_graphs {
+        let mut csv = Csv::create(folder, cuda_graphs::USAGE, cuda_graphs::USAGE_COLUMNS)?;
+        for usage in &summary.usage {
+            csv.row(|line| cuda_graphs::usage(usage, line))?;
+        }
+        files.push(csv.file);
+    }
     for (name, value) in texts(session, &answers) {
         let mut file = NewFile::create(folder, name)?;
         file.write(format!("{value:#}\n").as_bytes())?;

@@ -410,6 +410,9 @@ fn gpu(raw: &Path) {
     // The first segment with the record of the limits may be gone: they are facts as well.
     log.fact("max_num_seqs", "16");
     log.fact("max_num_tokens", "2048");
+    log.fact("profiler:cuda_graph_tracking", "on");
+    let captured = "FULL num_tokens=4 num_reqs=4 uniform=1 has_lora=0";
+    log.labelled(Label::WarmUp, 3_000, 1_500, 0, "graph_capture", (0, 0), captured);
     let front = Log::new("api_server", 0, 0, 3999, 1);
     let mut parts = Parts { logs: vec![log, front], front: 1, engine: 0, workers: vec![0] };
     for step in 1..=12 {
@@ -427,7 +430,7 @@ fn gpu(raw: &Path) {
             sample_ms: (done != 1).then_some(0.03125),
             idle_before_ms: (done != 1).then_some(0.5),
             draft_ms: None,
-            busy_ms: Some(12.5),
+            busy_ms: Some(if prefill { 0.8125 } else { 0.0625 * done as f32 + 0.03125 }),
             padded_tokens: if prefill { 0 } else { 4 },
             descriptor: log.name(mode),
             read_after_us: 2000,
