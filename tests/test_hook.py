@@ -54,8 +54,8 @@ class Owner:
         raise KeyError("vLLM's own")
 
 
-Owner.method = _native.Hook(Owner.method, "owner.method")  # type: ignore[method-assign,assignment]
-Owner.fails = _native.Hook(Owner.fails, "owner.fails")  # type: ignore[method-assign,assignment]
+Owner.method = _native.Hook(Owner.method, "owner.method")  # type: ignore[method-assign]
+Owner.fails = _native.Hook(Owner.fails, "owner.fails")  # type: ignore[method-assign]
 
 
 def test_it_is_called_as_the_function_is() -> None:
@@ -330,12 +330,17 @@ class Output:
     def __init__(self, tokens): self.new_token_ids = tokens
 class Outputs:
     def __init__(self, outputs): self.timestamp, self.outputs = 1.5, outputs
+class Scheduler:
+    finished_req_ids = ()
+scheduler = Scheduler()
+setattr(scheduler, n.BOOKS, n.SchedulerBooks(None))
 outputs = collections.defaultdict(Outputs)
 outputs[0] = Outputs([Output([1]), Output([1, 2])])
 outputs[3] = Outputs([])
-n.count_outputs(outputs, 1)
+n.after_update_from_output(outputs, scheduler)
 print(written())
-try: n.count_outputs({0: Outputs([object()])}, 0)
+n.after_update_from_output(None, scheduler)
+try: n.after_update_from_output({0: Outputs([object()])}, scheduler)
 except AttributeError: print("said")
 """,
     )

@@ -3,7 +3,7 @@
 use crate::gpu;
 use crate::state::{self, Cuda, ENGINE, SpanRecord, WORKER};
 use profilemate_cuda::{Driver, Timer};
-use profilemate_format::record::{Label, Limits, Outputs, Payload, Record, Schedule};
+use profilemate_format::record::{Label, Limits, Outputs, Payload, Record};
 use profilemate_record::{Options, Writer, clock, session_folder};
 use profilemate_settings::{Settings, Value};
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
@@ -142,28 +142,10 @@ pub(crate) fn cuda_counters(py: Python<'_>) -> Option<(u64, i32, u64, u64, u64, 
     })
 }
 
-/// The id of a string in this process's log; 0 without a log. Not for the hot path.
-#[pyfunction]
-pub(crate) fn intern(py: Python<'_>, text: &str) -> u32 {
-    state::with(py, |state| state.writer.as_mut().map_or(0, |writer| writer.intern(text)))
-}
-
 /// The worker's current step; 0 = none.
 #[pyfunction]
 pub(crate) fn worker_step(py: Python<'_>) -> u64 {
     state::with(py, |state| state.lanes[WORKER].step)
-}
-
-/// What the batch of the worker's current step is dispatched as.
-#[pyfunction]
-pub(crate) fn describe_step(py: Python<'_>, descriptor: u32, padded_tokens: u32) {
-    state::with(py, |state| {
-        let lane = &mut state.lanes[WORKER];
-        (lane.descriptor, lane.padded_tokens) = (descriptor, padded_tokens);
-        if let Some(cuda) = &mut state.cuda {
-            cuda.timer.describe(descriptor, padded_tokens);
-        }
-    });
 }
 
 /// Notes that this process does another job as well.
@@ -215,40 +197,6 @@ pub(crate) fn limits(py: Python<'_>, max_num_seqs: u64, max_num_tokens: u64) {
     });
 }
 
-/// Writes what one call of `Scheduler.schedule` decided; see `profilemate_format::record::Schedule`.
-#[pyfunction]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a record has this many fields, and a call costs less than an object"
-)]
-pub(crate) fn schedule(
-    py: Python<'_>,
-    step: u64,
-    num_seqs: u32,
-    num_tokens: u32,
-    prefill_tokens: u32,
-    prefill_seqs: u32,
-    running: u32,
-    waiting: u32,
-    completed_prompt_tokens: u32,
-    completed_prompts: u32,
-) {
-    let payload = Payload::Schedule(Schedule {
-        num_seqs,
-        num_tokens,
-        prefill_tokens,
-        prefill_seqs,
-        running,
-        waiting,
-        completed_prompt_tokens,
-        completed_prompts,
-    });
-    state::with(py, |state| {
-        let label = state.label;
-        state.write(&Record { ticks: clock::ticks(), step, label, flags: 0, name: 0, payload });
-    });
-}
-
 /// Writes a span that was timed in Python (rare events and benchmarks; hooks do not come through here).
 #[pyfunction]
 #[pyo3(signature = (name, begin, end, step = 0, value_a = 0, value_b = 0, context = ""))]
@@ -292,8 +240,7 @@ pub(crate) fn write_span(
 ///
 /// The step is the engine's current one. Runs once per step over every output, so it reads one attribute of each and
 /// makes no object.
-#[pyfunction]
-pub(crate) fn count_outputs(py: Python<'_>, outputs: &Bound<'_, PyDict>, finished: u64) -> PyResult<()> {
+pub(crate) fn write_outputs(py: Python<'_>, outputs: &Bound<'_, PyDict>, finished: u64) -> PyResult<()> {
     let mut finished = finished;
     for (client, engine_core_outputs) in outputs.iter() {
         let timestamp: f64 = engine_core_outputs.getattr(name!(py, "timestamp"))?.extract()?;

@@ -119,6 +119,9 @@ struct Hook {
     accumulator: *mut PyObject,
     accumulated_ticks: u64,
     accumulated_calls: u64,
+    /// Calls that went through the probe, and what the probe itself took of them, in ticks.
+    calls: u64,
+    own_ticks: u64,
 }
 
 pub(crate) fn call_function() -> Option<VectorcallFunction> {
@@ -389,6 +392,8 @@ unsafe fn leave(
             if let Some(writer) = &mut state.writer {
                 let ours = begin.wrapping_sub(entered).wrapping_add(clock::ticks().wrapping_sub(end));
                 writer.add_overhead(ours);
+                hook.calls += 1;
+                hook.own_ticks = hook.own_ticks.wrapping_add(ours);
             }
         });
     }));
@@ -478,7 +483,7 @@ unsafe extern "C" fn bind(hook: *mut PyObject, instance: *mut PyObject, _owner: 
 
 /// `tp_getattro`: what the hook does not have itself, its function has: names, docs, annotations, attributes.
 unsafe extern "C" fn get_attribute(object: *mut PyObject, name: *mut PyObject) -> *mut PyObject {
-    const OWN: [&core::ffi::CStr; 8] = [
+    const OWN: [&core::ffi::CStr; 9] = [
         c"__wrapped__",
         c"__class__",
         c"__reduce__",
@@ -486,6 +491,7 @@ unsafe extern "C" fn get_attribute(object: *mut PyObject, name: *mut PyObject) -
         c"__call__",
         c"__get__",
         c"__repr__",
+        c"cost",
         c"failures",
     ];
     // SAFETY: CPython passes live objects; names are strings.
@@ -520,6 +526,15 @@ unsafe extern "C" fn repr(object: *mut PyObject) -> *mut PyObject {
 unsafe extern "C" fn get_failures(object: *mut PyObject, _: *mut c_void) -> *mut PyObject {
     // SAFETY: CPython passes a live object of ours.
     unsafe { ffi::PyLong_FromUnsignedLong((*object.cast::<Hook>()).failures.into()) }
+}
+
+/// `cost`: calls that went through the probe, and the ticks that the probe itself took of them.
+unsafe extern "C" fn get_cost(object: *mut PyObject, _: *mut c_void) -> *mut PyObject {
+    // SAFETY: CPython passes a live object of ours; the format takes two 64-bit numbers.
+    unsafe {
+        let hook = object.cast::<Hook>();
+        ffi::Py_BuildValue(c"(KK)".as_ptr(), (*hook).calls, (*hook).own_ticks)
+    }
 }
 
 fn optional(object: Option<Bound<'_, PyAny>>) -> *mut PyObject {
@@ -647,7 +662,10 @@ pub(crate) fn make_type(py: Python<'_>) -> PyResult<Py<PyAny>> {
         let mut failures: ffi::PyGetSetDef = std::mem::zeroed();
         failures.name = c"failures".as_ptr();
         failures.get = Some(get_failures);
-        let getters = Box::leak(Box::new([failures, std::mem::zeroed()]));
+        let mut cost: ffi::PyGetSetDef = std::mem::zeroed();
+        cost.name = c"cost".as_ptr();
+        cost.get = Some(get_cost);
+        let getters = Box::leak(Box::new([failures, cost, std::mem::zeroed()]));
         let slot = |slot: c_int, pfunc: *mut c_void| ffi::PyType_Slot { slot, pfunc };
         let slots = Box::leak(Box::new([
             slot(ffi::Py_tp_new, new as *mut c_void),

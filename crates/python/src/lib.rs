@@ -1,9 +1,11 @@
 //! `profilemate._native`: what Python needs of the recorder, inside vLLM's processes.
 //!
-//! [`hook`] is the object that stands in for a vLLM method; [`calls`] are the functions that probes call; [`state`]
+//! [`hook`] is the object that stands in for a vLLM method; [`calls`] are the functions that probes call;
+//! [`extract`] reads vLLM's objects where every step must; [`state`]
 //! is the one recorder of the process. Everything here runs with the GIL held, which makes its holder the one writer.
 
 mod calls;
+mod extract;
 mod failure;
 mod gpu;
 mod hook;
@@ -16,9 +18,14 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::calls::{
-        add_role, close, count_outputs, cuda_counters, cuda_driver_version, describe_step, fact, intern, is_open,
-        limits, new_session_name, open, process_label, schedule, sessions_folder_ready, set_debug_interval,
-        settings, statistics, ticks, use_cuda, worker_step, write_span,
+        add_role, close, cuda_counters, cuda_driver_version, fact, is_open, limits, new_session_name, open,
+        process_label, sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda,
+        worker_step, write_span,
+    };
+    #[pymodule_export]
+    use crate::extract::{
+        Dispatch, SchedulerBooks, after_schedule, after_update_from_output, before_execute_model,
+        before_process_outputs, before_update_from_output,
     };
     use pyo3::prelude::*;
 
@@ -26,6 +33,8 @@ mod _native {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::failure::silence_panics();
         module.add("Hook", crate::hook::make_type(module.py())?)?;
+        module.add("STEP", crate::extract::STEP)?;
+        module.add("BOOKS", crate::extract::BOOKS)?;
         for (name, value) in crate::hook::CONSTANTS {
             module.add(*name, *value)?;
         }

@@ -6,7 +6,6 @@ once per piece. (V1: `vllm/v1/worker/gpu_model_runner.py`; V2: `vllm/v1/worker/g
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from profilemate import _native
@@ -15,11 +14,6 @@ from profilemate.hooks import HookSpec
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _V2 = "vllm.v1.worker.gpu.model_runner"
 _V2_GRAPHS = "vllm.v1.worker.gpu.cudagraph_utils"
-
-#: What a batch is dispatched as → id of its text in the log. As many as there are graphs, and a few.
-_ids: dict[tuple[Any, ...], int] = {}
-# A forked child has a log of its own.
-os.register_at_fork(after_in_child=_ids.clear)
 
 
 def _mode_name(mode: Any) -> str:
@@ -47,25 +41,6 @@ def descriptor_text(mode: Any, descriptor: Any) -> str:
         "has_lora": None if has_lora is None else int(bool(has_lora)),
     }
     return " ".join([name, *(f"{key}={value}" for key, value in fields.items() if value is not None)])
-
-
-def _describe(mode: Any, descriptor: Any) -> None:
-    tokens = descriptor.num_tokens
-    # What tells one graph from another in every version; an eager batch is told by its mode alone.
-    key = (mode, descriptor) if _mode_name(mode) != "NONE" else (mode,)
-    number = _ids.get(key)
-    if number is None:
-        number = _ids[key] = _native.intern(descriptor_text(mode, descriptor))
-    _native.describe_step(number, tokens)
-
-
-def _after_v1_dispatch(result: Any, _runner: Any) -> None:
-    _describe(result[0], result[1])
-
-
-def _after_v2_dispatch(result: Any, _manager: Any) -> None:
-    descriptor = result[0]
-    _describe(descriptor.cg_mode, descriptor)
 
 
 class _Captures:
@@ -176,7 +151,7 @@ HOOKS = (
         profilers=("cuda_graph_tracking", "forward_pass_timing"),
         kind=_native.CALL,
         lane=_native.WORKER,
-        after=_after_v1_dispatch,
+        after=_native.Dispatch(descriptor_text, ""),
     ),
     _capture_model(f"{_V2}:GPUModelRunner.capture_model"),
     HookSpec(
@@ -185,7 +160,7 @@ HOOKS = (
         profilers=("cuda_graph_tracking", "forward_pass_timing"),
         kind=_native.CALL,
         lane=_native.WORKER,
-        after=_after_v2_dispatch,
+        after=_native.Dispatch(descriptor_text, "cg_mode"),
         optional=True,
     ),
     HookSpec(

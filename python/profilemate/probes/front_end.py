@@ -22,17 +22,6 @@ def _before_llm_engine_init(_self: Any, vllm_config: Any, *_args: Any, **_kwargs
     _take_role(vllm_config, 0)
 
 
-def _before_process_outputs(
-    _self: Any,
-    engine_core_outputs: Any,
-    engine_core_timestamp: float | None = None,
-    *_args: Any,
-    **_kwargs: Any,
-) -> tuple[None, float, int]:
-    """The engine's own time stamp of these outputs tells which step they are of: it travels as it is."""
-    return None, engine_core_timestamp or 0.0, len(engine_core_outputs)
-
-
 HOOKS = (
     HookSpec(
         name="front_end.async_llm",
@@ -59,7 +48,7 @@ HOOKS = (
         profilers=("cpu_timing",),
         span="output_processing",
         closes_step=True,
-        before=_before_process_outputs,
+        before=_native.before_process_outputs,
         accumulator="detokenizer.update",
     ),
     HookSpec(

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from profilemate import _native
 from profilemate.hooks import HookSpec
 from profilemate.probes.cuda_graphs import after_v1_dummy_run, before_v1_dummy_run
-from profilemate.probes.scheduler import STEP
-from profilemate.settings import settings
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _BOTH = ("forward_pass_timing", "cpu_timing")
-
-
-def before_execute_model(_self: Any, scheduler_output: Any, *_args: Any, **_kwargs: Any) -> tuple[int, int]:
-    """The step, and its size: tokens in the low half, sequences in the high half."""
-    size = scheduler_output.total_num_scheduled_tokens | len(scheduler_output.num_scheduled_tokens) << 32
-    return getattr(scheduler_output, STEP, 0), size
 
 
 def output_hook(name: str, place: str) -> HookSpec:
@@ -35,13 +28,31 @@ def output_hook(name: str, place: str) -> HookSpec:
 
 
 def _before_get_output(output: Any) -> int:
-    return getattr(output, STEP, 0)
+    return getattr(output, _native.STEP, 0)
 
 
 def after_sample_tokens(output: Any, _runner: Any) -> None:
-    """The output that is waited for later knows its step."""
-    if output is not None and settings()["timing"] == "lightweight":
-        setattr(output, STEP, _native.worker_step())
+    """Lightweight mode: the output that is waited for later knows its step."""
+    if output is not None:
+        setattr(output, _native.STEP, _native.worker_step())
+
+
+def sample_tokens_hooks(name: str, place: str) -> tuple[HookSpec, ...]:
+    """The end of a step. vLLM 0.11 samples in `execute_model`."""
+    hook = HookSpec(
+        name=name,
+        places=(place,),
+        profilers=("forward_pass_timing",),
+        kind=_native.CALL,
+        lane=_native.WORKER,
+        marks=_native.MARK_STEP_ENDED,
+        optional=True,
+    )
+    # The first that is attached stays.
+    lightweight = replace(
+        hook, name=f"{name} (lightweight)", after=after_sample_tokens, timing="lightweight", optional=True
+    )
+    return lightweight, hook
 
 
 HOOKS = (
@@ -53,7 +64,7 @@ HOOKS = (
         marks=_native.MARK_STEP,
         span="model_execution",
         closes_step=True,
-        before=before_execute_model,
+        before=_native.before_execute_model,
     ),
     HookSpec(
         name="model_runner.forward",
@@ -86,17 +97,7 @@ HOOKS = (
         marks=_native.MARK_DRAFT,
         span="drafting",
     ),
-    HookSpec(
-        name="model_runner.sample_tokens",
-        # vLLM 0.11 samples in execute_model.
-        places=(f"{_V1}.sample_tokens",),
-        profilers=("forward_pass_timing",),
-        kind=_native.CALL,
-        lane=_native.WORKER,
-        marks=_native.MARK_STEP_ENDED,
-        after=after_sample_tokens,
-        optional=True,
-    ),
+    *sample_tokens_hooks("model_runner.sample_tokens", f"{_V1}.sample_tokens"),
     output_hook(
         "model_runner.async_output",
         "vllm.v1.worker.gpu_model_runner:AsyncGPUModelRunnerOutput.get_output",

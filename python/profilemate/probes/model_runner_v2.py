@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from profilemate import _native
 from profilemate.hooks import HookSpec
-from profilemate.probes.model_runner import after_sample_tokens, before_execute_model, output_hook
+from profilemate.probes.model_runner import output_hook, sample_tokens_hooks
 
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
@@ -24,7 +24,7 @@ HOOKS = (
         marks=_native.MARK_STEP | _native.MARK_FORWARD_ENDED,
         span="model_execution",
         closes_step=True,
-        before=before_execute_model,
+        before=_native.before_execute_model,
         optional=True,
     ),
     HookSpec(
@@ -54,16 +54,7 @@ HOOKS = (
         span="bookkeeping",
         optional=True,
     ),
-    HookSpec(
-        name="model_runner_v2.sample_tokens",
-        places=(f"{_V2}.sample_tokens",),
-        profilers=("forward_pass_timing",),
-        kind=_native.CALL,
-        lane=_native.WORKER,
-        marks=_native.MARK_STEP_ENDED,
-        after=after_sample_tokens,
-        optional=True,
-    ),
+    *sample_tokens_hooks("model_runner_v2.sample_tokens", f"{_V2}.sample_tokens"),
     HookSpec(
         name="model_runner_v2.dummy_run",
         places=(f"{_V2}._dummy_run",),
