@@ -86,17 +86,26 @@ def main() -> None:
     seconds: dict[bool, list[float]] = {True: [], False: []}
     tokens: dict[bool, Any] = {}
     overhead_before = _native.statistics()[2]
+    costs_before = [hook.cost for _, _, hook, _ in hooked]
     for pair in range(options.pairs):
         for ours in (True, False) if pair % 2 else (False, True):
             use(ours)
             took, tokens[ours] = run()
             seconds[ours].append(took)
+    steps = options.output_length * options.pairs
     overhead_ticks = _native.statistics()[2] - overhead_before
     begin = _native.ticks()
     time.sleep(0.2)
     per_microsecond = (_native.ticks() - begin) / 200_000
+    costs = {
+        f"{getattr(owner, '__name__', '')}.{name}": [
+            round((hook.cost[0] - before[0]) / steps, 2),
+            round((hook.cost[1] - before[1]) / per_microsecond / steps, 2),
+        ]
+        for (owner, name, hook, _), before in zip(hooked, costs_before, strict=True)
+        if hook.cost[0] > before[0]
+    }
     losses = [100 * (1 - without / with_) for with_, without in zip(seconds[True], seconds[False], strict=True)]
-    steps = options.output_length * options.pairs
     result: dict[str, Any] = {
         "label": options.label,
         "batch": options.batch,
@@ -108,6 +117,7 @@ def main() -> None:
         "throughput_loss": interval(losses),
         "losses_pct": [round(loss, 3) for loss in losses],
         "probes_us_per_step": round(overhead_ticks / per_microsecond / steps, 2),
+        "calls_and_us_per_step_by_hook": costs,
         "ms_per_step": round(1e3 * statistics.median(seconds[False]) / options.output_length, 3),
         "same_tokens": tokens[True] == tokens[False],
         "cuda_counters": _native.cuda_counters(),

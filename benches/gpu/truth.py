@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,25 +67,50 @@ def mark_regions() -> None:
         connector.pre_forward = pre_forward
 
 
-def spans(profiler: Any) -> tuple[dict[int, float], dict[int, int]]:
+class Trace:
+    """What torch.profiler records, without the hours that it takes to make Python objects of it."""
+
+    def start(self) -> None:
+        """Starts to record."""
+        from torch._C._profiler import ProfilerActivity, ProfilerConfig, ProfilerState, _ExperimentalConfig
+
+        config = ProfilerConfig(ProfilerState.KINETO, False, False, False, False, False, _ExperimentalConfig(), "")
+        activities = {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+        torch = sys.modules["torch"]
+        torch.autograd._prepare_profiler(config, activities)
+        torch.autograd._enable_profiler(config, activities)
+
+    def stop(self) -> list[Any]:
+        """Everything that was recorded."""
+        torch = sys.modules["torch"]
+        torch.cuda.synchronize()
+        events: list[Any] = torch.autograd._disable_profiler().events()
+        return events
+
+
+def spans(events: list[Any]) -> tuple[dict[int, float], dict[int, int]]:
     """Step → milliseconds from its first kernel's start to its last one's end, and → number of kernels."""
     launches: dict[int, int] = {}
     kernels: list[tuple[int, int, int]] = []
     regions: dict[int, list[int]] = {}
-    for event in profiler.profiler.kineto_results.events():
+    begins_late: dict[int, int] = {}
+    cuda = sys.modules["torch"].autograd.DeviceType.CUDA
+    for event in events:
         name = event.name()
-        start, end = event.start_ns(), event.start_ns() + event.duration_ns()
-        if "CUDA" in str(event.device_type()):
+        if event.device_type() == cuda:
             if not name.startswith(("region:", "prefix:")):
-                kernels.append((event.correlation_id(), start, end))
+                start = event.start_ns()
+                kernels.append((event.correlation_id(), start, start + event.duration_ns()))
         elif name.startswith("region:"):
+            start, end = event.start_ns(), event.start_ns() + event.duration_ns()
             found = regions.setdefault(int(name[7:]), [start, end])
-            found[1] = max(found[1], end)
+            found[0], found[1] = min(found[0], start), max(found[1], end)
         elif name.startswith("prefix:"):
-            regions.setdefault(int(name[7:]), [end, end])[0] = end
-        elif name.startswith(("cudaLaunch", "cudaGraphLaunch", "cuLaunch", "cudaMemcpy", "cudaMemset")):
-            launches[event.correlation_id()] = start
-    # A "prefix" event is nested in its "region" and may come before or after it.
+            begins_late[int(name[7:])] = event.start_ns() + event.duration_ns()
+        elif name.startswith("cu"):
+            launches[event.correlation_id()] = event.start_ns()
+    for step, begin in begins_late.items():
+        regions[step][0] = begin
     order = sorted((begin, end, step) for step, (begin, end) in regions.items())
     begins = [begin for begin, _, _ in order]
     bounds: dict[int, list[int]] = {}
@@ -123,7 +149,7 @@ def main() -> None:
     os.environ["PROFILEMATE_OUTPUT_DIR"] = folder
     common.attach()
     llm = common.engine(
-        options.model, 64, max_num_batched_tokens=512, enforce_eager=options.eager, cudagraph_metrics=True
+        options.model, 64, max_num_batched_tokens=256, enforce_eager=options.eager, cudagraph_metrics=True
     )
     common.generate(llm, common.prompts(8, 128, 0), [8] * 8)
     mark_regions()
@@ -132,16 +158,23 @@ def main() -> None:
     wanted: dict[int, float] = {}
     kernels: dict[int, int] = {}
     for round_number in range(options.rounds):
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
-            # Only prompts: every step is prefill, in chunks of 512 tokens.
-            common.generate(llm, common.prompts(130, 512, 10 + round_number), [1] * 130)
-            # Decodes that end one after the other while new prompts come in: mixed and decode steps.
-            count = 96
-            lengths = [64 + (i * 37) % 96 for i in range(count)]
-            common.generate(llm, common.prompts(count, 300, 20 + round_number), lengths)
-            torch.cuda.synchronize()
-        found, counted = spans(profiler)
+        begin = time.perf_counter()
+        trace = Trace()
+        trace.start()
+        # Only prompts: every step is prefill.
+        common.generate(llm, common.prompts(68, 512, 10 + round_number), [1] * 68)
+        # Decodes that end one after the other while new prompts come in: mixed and decode steps.
+        count = 96
+        lengths = [64 + (i * 37) % 96 for i in range(count)]
+        common.generate(llm, common.prompts(count, 300, 20 + round_number), lengths)
+        events = trace.stop()
+        traced = time.perf_counter()
+        found, counted = spans(events)
+        print(
+            f"round {round_number}: {len(events)} events, {len(found)} steps, {traced - begin:.1f} s, read in "
+            f"{time.perf_counter() - traced:.1f} s",
+            flush=True,
+        )
         wanted.update(found)
         kernels.update(counted)
     from profilemate import _native
