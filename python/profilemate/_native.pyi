@@ -13,6 +13,7 @@ MARK_FORWARD: int
 MARK_FORWARD_BEGINS: int
 MARK_FORWARD_ENDED: int
 MARK_SAMPLE: int
+MARK_SAMPLE_FOLLOWS: int
 MARK_DRAFT: int
 MARK_STEP_ENDED: int
 FRONT_END: int
@@ -83,6 +84,7 @@ class SchedulerBooks:
     def __init__(
         self,
         count_prefill: Callable[[Any, Any, dict[str, int]], tuple[int, int, int, int]],
+        count_each: bool = True,
         progress_every: int = 0,
         progress: Callable[[int, int, int, int, int], None] | None = None,
     ) -> None: ...
@@ -90,7 +92,7 @@ class SchedulerBooks:
 class Dispatch:
     """Extractor after the function that dispatches a batch."""
 
-    def __init__(self, text: Callable[[Any, Any], str], mode_attribute: str) -> None: ...
+    def __init__(self, text: Callable[[Any, Any], str], mode_attribute: str, uniform_attribute: str) -> None: ...
     def __call__(self, result: Any, owner: Any) -> None: ...
 
 def after_schedule(output: Any, scheduler: Any) -> int: ...

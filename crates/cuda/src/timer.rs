@@ -112,6 +112,9 @@ pub struct Timer {
     made: usize,
     most: usize,
     look_at: usize,
+    /// Steps that are let come together before they are read, and ticks after which they are read all the same.
+    together: (usize, u64),
+    looked_at_ticks: u64,
     current: Option<Step>,
     in_flight: VecDeque<Step>,
     /// Last event of the newest step whose times were read.
@@ -132,11 +135,21 @@ impl Timer {
             made: 0,
             most: (steps + 2) * MARKS,
             look_at,
+            together: (1, 0),
+            looked_at_ticks: 0,
             current: None,
             in_flight: VecDeque::with_capacity(steps + 1),
             before: None,
             counters: Counters::default(),
         }
+    }
+
+    /// Lets so many steps come together before they are read, unless so many ticks have passed since the last time:
+    /// reading is cheaper in bulk, because the driver's data is in the caches then.
+    #[must_use]
+    pub fn reading_together(mut self, steps: usize, ticks: u64) -> Self {
+        self.together = (steps.clamp(1, self.look_at), ticks);
+        self
     }
 
     /// What did not go as wished so far.
@@ -162,7 +175,11 @@ impl Timer {
     /// A step begins: the one before is complete. Gives the times of steps that the GPU has finished to `read`.
     pub fn begin_step(&mut self, info: StepInfo, mut read: impl FnMut(&StepTimes)) {
         self.end_step(&mut read);
-        self.harvest(&mut read);
+        let (steps, ticks) = self.together;
+        if self.in_flight.len() >= steps || info.ticks.wrapping_sub(self.looked_at_ticks) >= ticks {
+            self.looked_at_ticks = info.ticks;
+            self.harvest(&mut read);
+        }
         self.current = (!self.is_off()).then(|| Step::new(info));
     }
 
@@ -207,12 +224,13 @@ impl Timer {
             if self.context != Some(context) {
                 self.change_context(context);
             }
+            // A step that begins outside of a capture is none: graphs are captured between steps.
+            if self.driver.is_capturing(stream)? {
+                self.counters.capturing += 1;
+                return Ok(());
+            }
         } else if step.last.is_none() {
             // What did not begin has no end.
-            return Ok(());
-        }
-        if self.driver.is_capturing(stream)? {
-            self.counters.capturing += u64::from(mark == Mark::ForwardBegin);
             return Ok(());
         }
         let Some(event) = self.take_event(mark == Mark::ForwardBegin)? else {
@@ -305,7 +323,11 @@ impl Timer {
         let times = StepTimes {
             info: step.info,
             forward_ms: self.elapsed(forward_begin, step.event(Mark::ForwardEnd)),
-            sample_ms: self.elapsed(step.event(Mark::SampleBegin), step.event(Mark::SampleEnd)),
+            // Where nothing lies between the two, sampling begins when the forward pass ends.
+            sample_ms: self.elapsed(
+                step.event(Mark::SampleBegin).or(step.event(Mark::ForwardEnd)),
+                step.event(Mark::SampleEnd),
+            ),
             draft_ms: self.elapsed(step.event(Mark::DraftBegin), step.event(Mark::DraftEnd)),
             idle_before_ms: self.elapsed(self.before, forward_begin),
             busy_ms: self.elapsed(forward_begin, step.last),

@@ -272,6 +272,24 @@ fn two_hundred_thousand_steps_use_the_events_of_a_few() {
 }
 
 #[test]
+fn steps_are_read_together_or_after_a_while() {
+    let (_guard, fake, driver) = fake();
+    let mut timer = Timer::new(driver, 100).reading_together(8, 1000);
+    let mut read = Vec::new();
+    for step in 1..=9 {
+        timer.begin_step(StepInfo { ticks: 5000 + step, ..info(step) }, |times| read.push(*times));
+        timer.mark(Mark::ForwardBegin, STREAM, 1);
+        fake.launch(STREAM.0, MILLISECOND);
+        timer.mark(Mark::ForwardEnd, STREAM, 1);
+        fake.advance(2 * MILLISECOND);
+        // The first look is at once; after that, eight steps come together.
+        assert_eq!(read.len(), if step == 9 { 8 } else { 0 }, "{step}");
+    }
+    timer.begin_step(StepInfo { ticks: 6010, ..info(10) }, |times| read.push(*times));
+    assert_eq!(read.len(), 9);
+}
+
+#[test]
 fn drafting_is_timed_by_itself_and_parts_of_a_forward_pass_are_one() {
     let (_guard, fake, driver) = fake();
     let mut timer = Timer::new(driver, 100);

@@ -35,6 +35,8 @@ pub(crate) struct SchedulerBooks {
     count_prefill: Py<PyAny>,
     /// `(step, sequences, tokens, running, waiting)`, every so many steps.
     progress: Option<(u64, Py<PyAny>)>,
+    /// Whether an output may have another number of tokens than one: then every one of them is looked at.
+    count_each: bool,
     /// Requests that had finished before the update under way.
     finished_before: u64,
 }
@@ -42,10 +44,23 @@ pub(crate) struct SchedulerBooks {
 #[pymethods]
 impl SchedulerBooks {
     #[new]
-    #[pyo3(signature = (count_prefill, progress_every = 0, progress = None))]
-    fn new(py: Python<'_>, count_prefill: Py<PyAny>, progress_every: u64, progress: Option<Py<PyAny>>) -> Self {
+    #[pyo3(signature = (count_prefill, count_each = true, progress_every = 0, progress = None))]
+    fn new(
+        py: Python<'_>,
+        count_prefill: Py<PyAny>,
+        count_each: bool,
+        progress_every: u64,
+        progress: Option<Py<PyAny>>,
+    ) -> Self {
         let progress = progress.filter(|_| progress_every > 0).map(|progress| (progress_every, progress));
-        Self { step: 0, prefilling: PyDict::new(py).unbind(), count_prefill, progress, finished_before: 0 }
+        Self {
+            step: 0,
+            prefilling: PyDict::new(py).unbind(),
+            count_prefill,
+            progress,
+            count_each,
+            finished_before: 0,
+        }
     }
 
     /// Id of the newest step.
@@ -144,13 +159,15 @@ pub(crate) fn after_update_from_output(
     scheduler: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let Ok(outputs) = result.cast::<PyDict>() else { return Ok(()) };
-    let before = match scheduler.getattr_opt(name!(py, BOOKS))? {
-        Some(books) => books.cast_into::<SchedulerBooks>()?.borrow().finished_before,
-        None => return Ok(()),
+    let Some(books) = scheduler.getattr_opt(name!(py, BOOKS))? else { return Ok(()) };
+    let (before, count_each) = {
+        let books = books.cast_into::<SchedulerBooks>()?;
+        let books = books.borrow();
+        (books.finished_before, books.count_each)
     };
     // `schedule` alone empties the set, so in between it grows by what the step finished.
     let finished = scheduler.getattr(name!(py, "finished_req_ids"))?.len()? as u64;
-    crate::calls::write_outputs(py, outputs, finished.saturating_sub(before))
+    crate::calls::write_outputs(py, outputs, finished.saturating_sub(before), count_each)
 }
 
 /// Before a runner's `execute_model(scheduler_output, …)`: the step and its size, tokens below and sequences above.
@@ -180,6 +197,8 @@ pub(crate) struct Dispatch {
     /// Name of the descriptor's own mode; empty = the result is `(mode, descriptor, …)`.
     mode_attribute: Py<PyString>,
     has_mode_attribute: bool,
+    /// Name of the attribute that tells uniform batches from others.
+    uniform_attribute: Py<PyString>,
     /// What tells one graph from another in every version → id of its text in the log of an epoch.
     seen: HashMap<[i64; 4], u32>,
     epoch: u32,
@@ -202,11 +221,12 @@ fn number(object: &Bound<'_, PyAny>, attribute: &Bound<'_, PyString>) -> PyResul
 #[pymethods]
 impl Dispatch {
     #[new]
-    fn new(py: Python<'_>, text: Py<PyAny>, mode_attribute: &str) -> Self {
+    fn new(py: Python<'_>, text: Py<PyAny>, mode_attribute: &str, uniform_attribute: &str) -> Self {
         Self {
             text,
             mode_attribute: PyString::new(py, mode_attribute).unbind(),
             has_mode_attribute: !mode_attribute.is_empty(),
+            uniform_attribute: PyString::new(py, uniform_attribute).unbind(),
             seen: HashMap::new(),
             epoch: 0,
         }
@@ -227,10 +247,7 @@ impl Dispatch {
             // An eager batch is told by its mode alone: every size would be a descriptor of its own.
             [0; 4]
         } else {
-            let uniform = match number(&descriptor, name!(py, "uniform"))? {
-                -1 => number(&descriptor, name!(py, "uniform_token_count"))?,
-                uniform => uniform,
-            };
+            let uniform = number(&descriptor, self.uniform_attribute.bind(py))?;
             [mode_value, tokens, number(&descriptor, name!(py, "num_reqs"))?, uniform]
         };
         let epoch = state::with(py, |state| state.epoch);

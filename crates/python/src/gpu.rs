@@ -19,6 +19,8 @@ pub(crate) const FORWARD_BEGINS: u8 = 4;
 pub(crate) const FORWARD_ENDED: u8 = 8;
 /// The function samples.
 pub(crate) const SAMPLE: u8 = 16;
+/// The function samples, and follows on the forward pass at once.
+pub(crate) const SAMPLE_FOLLOWS: u8 = 128;
 /// The function drafts.
 pub(crate) const DRAFT: u8 = 32;
 /// The step has launched all it will when the function returns.
@@ -30,7 +32,7 @@ const ON_ENTRY: [(u8, Mark); 3] =
 const ON_RETURN: [(u8, Mark); 5] = [
     (FORWARD_BEGINS, Mark::ForwardBegin),
     (FORWARD | FORWARD_ENDED, Mark::ForwardEnd),
-    (SAMPLE, Mark::SampleEnd),
+    (SAMPLE | SAMPLE_FOLLOWS, Mark::SampleEnd),
     (DRAFT, Mark::DraftEnd),
     (STEP_ENDED, Mark::StepEnd),
 ];

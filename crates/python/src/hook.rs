@@ -62,6 +62,7 @@ pub(crate) const CONSTANTS: &[(&str, u8)] = &[
     ("MARK_FORWARD_BEGINS", gpu::FORWARD_BEGINS),
     ("MARK_FORWARD_ENDED", gpu::FORWARD_ENDED),
     ("MARK_SAMPLE", gpu::SAMPLE),
+    ("MARK_SAMPLE_FOLLOWS", gpu::SAMPLE_FOLLOWS),
     ("MARK_DRAFT", gpu::DRAFT),
     ("MARK_STEP_ENDED", gpu::STEP_ENDED),
     ("FRONT_END", 0),

@@ -151,7 +151,7 @@ HOOKS = (
         profilers=("cuda_graph_tracking", "forward_pass_timing"),
         kind=_native.CALL,
         lane=_native.WORKER,
-        after=_native.Dispatch(descriptor_text, ""),
+        after=_native.Dispatch(descriptor_text, "", "uniform"),
     ),
     _capture_model(f"{_V2}:GPUModelRunner.capture_model"),
     HookSpec(
@@ -160,7 +160,7 @@ HOOKS = (
         profilers=("cuda_graph_tracking", "forward_pass_timing"),
         kind=_native.CALL,
         lane=_native.WORKER,
-        after=_native.Dispatch(descriptor_text, "cg_mode"),
+        after=_native.Dispatch(descriptor_text, "cg_mode", "uniform_token_count"),
         optional=True,
     ),
     HookSpec(

@@ -42,7 +42,8 @@ HOOKS = (
         places=(f"{_V2}.sample",),
         profilers=_BOTH,
         lane=_native.WORKER,
-        marks=_native.MARK_SAMPLE,
+        # It computes the logits as well, which nothing comes before.
+        marks=_native.MARK_SAMPLE_FOLLOWS,
         span="sampling",
         optional=True,
     ),

@@ -11,13 +11,34 @@ from profilemate.probes.engine_core import data_parallel_rank
 from profilemate.settings import settings
 
 
-def _new_books() -> _native.SchedulerBooks:
+def _new_books(vllm_config: Any) -> _native.SchedulerBooks:
     values = settings()
-    return _native.SchedulerBooks(_count_prefill, values["log_interval"] if values["verbose"] else 0, _progress)
+    return _native.SchedulerBooks(
+        _count_prefill,
+        not _one_token_each(vllm_config),
+        values["log_interval"] if values["verbose"] else 0,
+        _progress,
+    )
+
+
+def _one_token_each(vllm_config: Any) -> bool:
+    """Whether each output of a step has exactly one new token, so that they need not be counted one by one.
+
+    `Scheduler.update_from_output` (0.11 to 0.33) sends an output for a request that has new tokens. Without drafts that
+    is one; what sends outputs without tokens, or several, is listed here.
+    """
+    model_config = getattr(vllm_config, "model_config", None)
+    return (
+        getattr(vllm_config, "speculative_config", 0) is None
+        and getattr(vllm_config, "kv_transfer_config", 0) is None
+        and getattr(vllm_config, "ec_transfer_config", None) is None
+        and getattr(vllm_config, "diffusion_config", None) is None
+        and getattr(model_config, "runner_type", None) == "generate"
+    )
 
 
 def _after_init(_result: None, scheduler: Any) -> None:
-    setattr(scheduler, _native.BOOKS, _new_books())
+    setattr(scheduler, _native.BOOKS, _new_books(scheduler.vllm_config))
     vllm_config = scheduler.vllm_config
     rank = data_parallel_rank(vllm_config)
     session.take_role("engine_core", rank, rank, vllm_config)
