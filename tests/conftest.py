@@ -1,0 +1,42 @@
+"""What every test has: the logs of the processes it started, shown when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("support")
+
+LOG_FOLDERS = pytest.StashKey[list[Path]]()
+SHOWN_LINES = 60
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LOG_FOLDERS] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "real" in item.path.relative_to(Path(__file__).parent).parts:
+            item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture(scope="session")
+def log_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Whatever is called `*.log` in here is shown with a failure."""
+    folder = tmp_path_factory.mktemp("logs")
+    request.config.stash[LOG_FOLDERS].append(folder)
+    return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for folder in item.config.stash[LOG_FOLDERS]:
+            for log in sorted(folder.glob("*.log")):
+                end = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+                report.sections.append((f"the end of {log.name}", "\n".join(line[:400] for line in end)))
+    return report

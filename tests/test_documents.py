@@ -1,0 +1,71 @@
+"""The README says what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from support.tables import COLUMNS, SUMMARIES
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings() -> list[tuple[str, str, str]]:
+    """Key, variable and default of every setting, from where they are defined."""
+    source = (ROOT / "crates" / "settings" / "src" / "lib.rs").read_text(encoding="utf-8")
+    table = source[source.index("pub const SETTINGS") : source.index("/// A value that could not be used.")]
+    string = r'"([^"]*)"'
+    whole = rf"key: {string},\s*variable: {string},.*?default: {string}"
+    short = rf"switch\(\s*{string},\s*{string},\s*{string},"
+    matches = [*re.finditer(whole, table, re.DOTALL), *re.finditer(short, table)]
+    return [(match[1], match[2], match[3]) for match in sorted(matches, key=re.Match.start)]
+
+
+def test_every_setting_is_in_the_readme_with_its_default() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(PROFILEMATE_\w+)` \| `([^`]*)` \|", readme, re.MULTILINE)
+    assert rows == settings()
+    assert len(rows) > 15
+
+
+def written() -> dict[str, list[str]]:
+    """The columns of every table, from where they are written."""
+    found = {}
+    for file in (ROOT / "crates" / "output" / "src" / "tables").glob("*.rs"):
+        source = file.read_text(encoding="utf-8")
+        names = re.findall(r'"(\w+\.csv)"', source)
+        columns = re.findall(r"COLUMNS: &\[&str\] =\s*&\[(.*?)\]", source, re.DOTALL)
+        for name, quoted in zip(names, columns, strict=True):
+            found[name] = re.findall(r'"(\w+)"', quoted)
+    return found
+
+
+def described() -> dict[str, list[str]]:
+    """The columns of every table, from where they are described."""
+    text = (ROOT / "docs" / "session.md").read_text(encoding="utf-8")
+    sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    tables = {section.split("\n", 1)[0]: section.split("\n\n| operation ")[0] for section in sections}
+    return {
+        name: re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        for name, section in tables.items()
+        if name.endswith(".csv")
+    }
+
+
+def test_every_column_is_described_in_its_place() -> None:
+    assert described() == written()
+    for table, columns in COLUMNS.items():
+        assert described()[table][: len(columns)] == columns
+
+
+def test_every_summary_is_described() -> None:
+    text = (ROOT / "docs" / "session.md").read_text(encoding="utf-8")
+    for summary in SUMMARIES:
+        assert f"### {summary}" in text
+
+
+def test_every_link_in_the_documents_leads_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
