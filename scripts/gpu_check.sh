@@ -6,7 +6,7 @@
 # PACK    folder with vllm.tar.xz.part* and SHA256SUMS (a vLLM packed for this host)
 # MODELS  folder with model folders without weights: llama-8b, qwen3-30b-a3b-8l
 # OUT     folder for results (JSON lines) and logs
-# CHECK   truth-v2 truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight tp2
+# CHECK   truth-v2 truth-v2-piecewise truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight
 #
 # The host has Python with the torch that this vLLM was built for. Our extension module and program must have been built
 # and put into python/profilemate (scripts/stage_native.sh).
@@ -45,14 +45,17 @@ check() {
 for name in "$@"; do
     case $name in
     truth-v2) check "$name" python3 benches/gpu/truth.py "$llama" --label "$name" --json "$results" ;;
+    truth-v2-piecewise)
+        check "$name" python3 benches/gpu/truth.py "$llama" --label "$name" --tokens 128 --prompt 300 --json "$results"
+        ;;
     truth-v2-eager) check "$name" python3 benches/gpu/truth.py "$llama" --label "$name" --eager --rounds 2 --json "$results" ;;
-    truth-v1) check "$name" python3 benches/gpu/truth.py "$moe" --label "$name" --v1 --json "$results" ;;
+    truth-v1) check "$name" python3 benches/gpu/truth.py "$moe" --label "$name" --v1 --tokens 4096 --prompt 2000 --json "$results" ;;
     truth-v1-eager) check "$name" python3 benches/gpu/truth.py "$moe" --label "$name" --v1 --eager --rounds 2 --json "$results" ;;
-    cost-64) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 12 --profiler-pairs 2 --json "$results" ;;
-    cost-256) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 256 --output-length 192 --pairs 12 --json "$results" ;;
+    cost-64) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 28 --profiler-pairs 2 --json "$results" ;;
+    cost-256) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 256 --output-length 192 --pairs 16 --json "$results" ;;
     cost-64-lightweight)
         PROFILEMATE_TIMING=lightweight check "$name" \
-            python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 12 --json "$results"
+            python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 28 --json "$results"
         ;;
     *) echo "no such check: $name" >&2 && exit 2 ;;
     esac

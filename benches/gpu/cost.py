@@ -23,7 +23,7 @@ from typing import Any
 import common
 
 #: Two-sided 95 % of Student's t, by degrees of freedom.
-T95 = {9: 2.262, 11: 2.201, 13: 2.160, 15: 2.131, 17: 2.110, 19: 2.093, 23: 2.069, 29: 2.045}
+T95 = {9: 2.262, 11: 2.201, 13: 2.160, 15: 2.131, 17: 2.110, 19: 2.093, 23: 2.069, 27: 2.052, 29: 2.045}
 
 
 def places() -> list[tuple[Any, str, Any, Any]]:

@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--v1", action="store_true")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=2048, help="token budget of a step")
+    parser.add_argument("--prompt", type=int, default=1500, help="tokens of a prompt in mixed steps")
     parser.add_argument("--json")
     options = parser.parse_args()
     if options.v1:
@@ -149,7 +151,11 @@ def main() -> None:
     os.environ["PROFILEMATE_OUTPUT_DIR"] = folder
     common.attach()
     llm = common.engine(
-        options.model, 64, max_num_batched_tokens=256, enforce_eager=options.eager, cudagraph_metrics=True
+        options.model,
+        64,
+        max_num_batched_tokens=options.tokens,
+        enforce_eager=options.eager,
+        cudagraph_metrics=True,
     )
     common.generate(llm, common.prompts(8, 128, 0), [8] * 8)
     mark_regions()
@@ -161,12 +167,15 @@ def main() -> None:
         begin = time.perf_counter()
         trace = Trace()
         trace.start()
-        # Only prompts: every step is prefill.
-        common.generate(llm, common.prompts(68, 512, 10 + round_number), [1] * 68)
-        # Decodes that end one after the other while new prompts come in: mixed and decode steps.
-        count = 96
-        lengths = [64 + (i * 37) % 96 for i in range(count)]
-        common.generate(llm, common.prompts(count, 300, 20 + round_number), lengths)
+        # Only prompts: every step is prefill, and full.
+        common.generate(llm, common.prompts(130, min(options.tokens, 2000), 10 + round_number), [1] * 130)
+        # Prompts that come in while others decode.
+        count = 150
+        lengths = [16 + (i * 7) % 24 for i in range(count)]
+        common.generate(llm, common.prompts(count, options.prompt, 20 + round_number), lengths)
+        # Only decodes, of fewer and fewer sequences.
+        lengths = [70 + i % 64 for i in range(64)]
+        common.generate(llm, common.prompts(64, 16, 30 + round_number), lengths)
         events = trace.stop()
         traced = time.perf_counter()
         found, counted = spans(events)
