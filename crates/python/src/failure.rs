@@ -54,7 +54,7 @@ pub(crate) fn report(py: Python<'_>, probe: &str, what: &str, switched_off: bool
     if !SAID.swap(true, Ordering::Relaxed) {
         line(&format!(
             "probe {probe} failed ({what}); vLLM is not affected. A probe that fails {FAILURES_UNTIL_OFF} times is \
-             switched off; failures are counted in metadata.json and not said again in this process"
+             switched off. Failures are counted in the session's metadata.json and not said again in this process"
         ));
     }
 }

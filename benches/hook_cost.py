@@ -1,0 +1,85 @@
+"""What a hook and a record cost when called from Python, with everything in the caches.
+
+    python benches/hook_cost.py
+
+Prints one JSON line: nanoseconds per call (best of several repeats, the loop taken off) for a plain method, what a hook
+adds to it (with and without extractors), for one record written from Python, and for one reading of the clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import timeit
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
+
+from profilemate import _native
+
+CALLS = 200_000
+
+
+class Plain:
+    def method(self, first: int, second: int) -> int:
+        return first
+
+
+def hooked(**options: Any) -> Any:
+    class Hooked(Plain):
+        method = _native.Hook(Plain.method, "bench", span="bench", **options)  # type: ignore[assignment]
+
+    return Hooked()
+
+
+def nanoseconds(statement: str, names: dict[str, Any]) -> float:
+    empty = min(timeit.repeat("pass", number=CALLS, repeat=5))
+    return (min(timeit.repeat(statement, number=CALLS, repeat=7, globals=names)) - empty) / CALLS * 1e9
+
+
+def main() -> None:
+    session = tempfile.mkdtemp(prefix="profilemate-bench-")
+    _native.sessions_folder_ready(session)
+    # One segment takes all records of the benchmark: what is measured is a record, not the making of files.
+    _native.open(session, "worker", 0, 0, 1 << 30, 4 << 30)
+    plain = nanoseconds("o.method(1, 2)", {"o": Plain()})
+    cases = {
+        "hook_span": hooked(kind=_native.SPAN),
+        "hook_accumulate": hooked(kind=_native.ACCUMULATE),
+        "hook_span_python_before": hooked(kind=_native.SPAN, before=lambda *_: None),
+        "hook_span_python_before_and_after": hooked(
+            kind=_native.SPAN, before=lambda *_: None, after=lambda *_: None
+        ),
+    }
+    result: dict[str, Any] = {
+        "python": platform.python_version(),
+        "plain_method_ns": round(plain, 1),
+        **{
+            f"{name}_adds_ns": round(nanoseconds("o.method(1, 2)", {"o": owner}) - plain, 1)
+            for name, owner in cases.items()
+        },
+        "record_from_python_ns": round(
+            nanoseconds("f('bench', 1, 2, 3, 4, 5)", {"f": _native.write_span}), 1
+        ),
+        "clock_ns": round(nanoseconds("f()", {"f": _native.ticks}), 1),
+        "records_dropped": _native.statistics()[1],
+        "processor": next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "",
+        ),
+        "clocksource": Path("/sys/devices/system/clocksource/clocksource0/current_clocksource").read_text().strip(),
+    }
+    print(json.dumps(result))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
