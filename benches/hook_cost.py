@@ -25,7 +25,7 @@ CALLS = 200_000
 
 
 class Plain:
-    def method(self, first: int, second: int) -> int:
+    def method(self, first: int, second: int) -> int:  # noqa: ARG002  (a call has arguments)
         return first
 
 
@@ -62,9 +62,7 @@ def main() -> None:
             f"{name}_adds_ns": round(nanoseconds("o.method(1, 2)", {"o": owner}) - plain, 1)
             for name, owner in cases.items()
         },
-        "record_from_python_ns": round(
-            nanoseconds("f('bench', 1, 2, 3, 4, 5)", {"f": _native.write_span}), 1
-        ),
+        "record_from_python_ns": round(nanoseconds("f('bench', 1, 2, 3, 4, 5)", {"f": _native.write_span}), 1),
         "clock_ns": round(nanoseconds("f()", {"f": _native.ticks}), 1),
         "records_dropped": _native.statistics()[1],
         "processor": next(
@@ -75,7 +73,9 @@ def main() -> None:
             ),
             "",
         ),
-        "clocksource": Path("/sys/devices/system/clocksource/clocksource0/current_clocksource").read_text().strip(),
+        "clocksource": Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+        .read_text()
+        .strip(),
     }
     print(json.dumps(result))
     os._exit(0)

@@ -6,7 +6,7 @@
 # PACK    folder with vllm.tar.xz.part* and SHA256SUMS (a vLLM packed for this host)
 # MODELS  folder with model folders without weights: llama-8b, qwen3-30b-a3b-8l
 # OUT     folder for results (JSON lines) and logs
-# CHECK   truth-v2 truth-v2-piecewise truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight
+# CHECK   truth-v2 truth-v2-piecewise truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight two-gpus
 #
 # The host has Python with the torch that this vLLM was built for. Our extension module and program must have been built
 # and put into python/profilemate (scripts/stage_native.sh).
@@ -57,6 +57,7 @@ for name in "$@"; do
         PROFILEMATE_TIMING=lightweight check "$name" \
             python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 28 --json "$results"
         ;;
+    two-gpus) check "$name" python3 benches/gpu/two_gpus.py "$llama" --json "$results" ;;
     *) echo "no such check: $name" >&2 && exit 2 ;;
     esac
 done

@@ -250,6 +250,7 @@ def test_a_driver_that_fails_costs_times_and_no_row(tmp_path: Path, fake: Path) 
     found = rows(session, "forward_pass_timing.csv")
     assert len(found) == 40
     assert sum(row["forward_time_ms"] != "" for row in found) <= 1
+    assert metadata(session)["probe_errors"] == 16
 
 
 def test_lightweight_mode_records_no_event(tmp_path: Path, fake: Path) -> None:

@@ -42,11 +42,6 @@ def choose() -> str:
     return folder
 
 
-def has_role(role: str) -> bool:
-    """Whether this process was found to do this job."""
-    return any(name == role for name, _, _ in _roles)
-
-
 def take_role(role: str, rank: int, data_parallel_rank: int, vllm_config: Any = None) -> None:
     """This process does a job of vLLM's: opens its log, or notes the job in the one it has."""
     global _failed

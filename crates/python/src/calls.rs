@@ -78,15 +78,6 @@ pub(crate) fn is_open(py: Python<'_>) -> bool {
     state::with(py, |state| state.is_recording())
 }
 
-/// Base name of this process's log without extension, such as `engine_core-0-4711`; `None` without a log.
-#[pyfunction]
-pub(crate) fn process_label(py: Python<'_>) -> Option<String> {
-    state::with(py, |state| {
-        let path = state.writer.as_ref()?.path();
-        Some(path.file_stem()?.to_string_lossy().into_owned())
-    })
-}
-
 /// Ends the log in order.
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>) {
@@ -112,7 +103,8 @@ pub(crate) fn use_cuda(
     let Some(driver) = Driver::loaded() else { return false };
     // A look at the driver's data costs most when it comes alone; a quarter of a second is soon enough for a table.
     let timer = Timer::new(driver, steps_in_flight).reading_together(32, clock::ticks_per_second() / 4);
-    let old = state::with(py, |state| state.cuda.replace(Cuda { timer, stream_function, device }));
+    let old =
+        state::with(py, |state| state.cuda.replace(Cuda { timer, noted_failures: 0, stream_function, device }));
     drop(old);
     true
 }

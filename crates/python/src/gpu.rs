@@ -1,7 +1,7 @@
 //! Marks on the GPU's clock, where hooks ask for them.
 
 use crate::hook::call_function;
-use crate::state::{self, SpanRecord, State, WORKER};
+use crate::state::{self, Cuda, SpanRecord, State, WORKER};
 use profilemate_cuda::{Mark, StepInfo, StepTimes, Stream};
 use profilemate_format::record::{GpuStep, Label, Payload, Record};
 use profilemate_record::{Writer, clock};
@@ -71,7 +71,25 @@ fn begin_step(state: &mut State, ticks: u64) {
     let State { cuda, writer, label, .. } = state;
     if let (Some(cuda), Some(writer), Label::Work) = (cuda, writer, *label) {
         cuda.timer.begin_step(info, |times| write_times(writer, times, ticks));
+        note_failures(cuda, writer);
     }
+}
+
+/// Errors of the driver count as failures of a probe.
+#[inline]
+fn note_failures(cuda: &mut Cuda, writer: &mut Writer) {
+    let counters = cuda.timer.counters();
+    if counters.failures == cuda.noted_failures {
+        return;
+    }
+    // Few at most: the timer is switched off after some.
+    for _ in cuda.noted_failures..counters.failures {
+        writer.count_probe_error();
+    }
+    cuda.noted_failures = counters.failures;
+    let newest = counters.last_failure.map_or(0, |failure| failure.0);
+    writer
+        .fact("probe_error:cuda_events", &format!("{} errors of the driver, newest {newest}", counters.failures));
 }
 
 /// Writes the times of a step that the GPU has finished.

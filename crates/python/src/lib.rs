@@ -19,8 +19,7 @@ mod _native {
     #[pymodule_export]
     use crate::calls::{
         add_role, close, cuda_counters, cuda_driver_version, fact, is_open, limits, new_session_name, open,
-        process_label, sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda,
-        worker_step, write_span,
+        sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda, worker_step, write_span,
     };
     #[pymodule_export]
     use crate::extract::{

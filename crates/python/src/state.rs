@@ -38,6 +38,8 @@ impl Lane {
 #[derive(Debug)]
 pub(crate) struct Cuda {
     pub(crate) timer: Timer,
+    /// Errors of the driver that are noted in the log.
+    pub(crate) noted_failures: u64,
     /// `torch._C._cuda_getCurrentRawStream`, and its argument.
     pub(crate) stream_function: Py<PyAny>,
     pub(crate) device: Py<PyAny>,

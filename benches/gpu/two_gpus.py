@@ -1,0 +1,89 @@
+"""Two GPUs, tensor parallel: both workers are recorded in one session, and how far their steps lie apart.
+
+    python two_gpus.py MODEL [--json FILE]
+
+vLLM starts its processes as it likes; ProfileMate comes in by PYTHONPATH alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import common
+
+SERVE = """
+import sys
+sys.path.insert(0, {here!r})
+import common
+if __name__ == "__main__":
+    from vllm import LLM
+    llm = LLM(model={model!r}, load_format="dummy", seed=0, max_num_seqs=64, max_model_len=2048, tensor_parallel_size=2,
+              gpu_memory_utilization=0.85, enable_prefix_caching=False)
+    for round_number in range(3):
+        common.generate(llm, common.prompts(64, 128, round_number), [128] * 64)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="profilemate-two-"))
+    script = folder / "serve.py"
+    script.write_text(SERVE.format(here=str(Path(__file__).parent), model=options.model))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(common.SITE), os.environ.get("PYTHONPATH", "")]),
+        "PROFILEMATE_OUTPUT_DIR": str(folder / "out"),
+        "PROFILEMATE_COLLECTOR": "none",
+    }
+    subprocess.run([sys.executable, str(script)], check=True, env=environment)
+    sessions = list((folder / "out").glob("session_*"))
+    (session,) = sessions
+    subprocess.run([str(common.SITE.parent / "_bin" / "profilemate"), "export", str(session)], check=True)
+    metadata = json.loads((session / "metadata.json").read_text())
+    with (session / "forward_pass_timing.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    by_process: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        by_process.setdefault(row["process"], {})[row["step"]] = row
+    workers = sorted(by_process)
+    result: dict[str, Any] = {
+        "label": "two_gpus",
+        "processes": [f"{p['role']}-{p['rank']} {p['how_it_ended']}" for p in metadata["processes"]],
+        "timing_mode": metadata["timing_mode"],
+        "records_lost": metadata["records_lost"],
+        "probe_errors": metadata["probe_errors"],
+        "counters": metadata["counters"],
+        "overhead": metadata["overhead"],
+        "gpu_time": metadata["gpu_time"],
+        "rows": {worker: len(by_process[worker]) for worker in workers},
+    }
+    if len(workers) == 2:
+        first, second = (by_process[worker] for worker in workers)
+        both = [step for step in first if step in second and first[step]["forward_time_ms"]]
+        both = [step for step in both if second[step]["forward_time_ms"]]
+        launched = [float(first[s]["timestamp_sec"]) - float(second[s]["timestamp_sec"]) for s in both]
+        forward = [float(first[s]["forward_time_ms"]) - float(second[s]["forward_time_ms"]) for s in both]
+        result["steps_of_both"] = len(both)
+        result["launched_apart_us"] = [round(q * 1e6, 1) for q in statistics.quantiles(launched, n=4)]
+        result["forward_apart_us"] = [round(q * 1e3, 1) for q in statistics.quantiles(forward, n=4)]
+        result["forward_ms_median"] = statistics.median(float(first[s]["forward_time_ms"]) for s in both)
+    print("RESULT " + json.dumps(result), flush=True)
+    if options.json:
+        with Path(options.json).open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
