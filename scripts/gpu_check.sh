@@ -52,7 +52,7 @@ for name in "$@"; do
     truth-v1) check "$name" python3 benches/gpu/truth.py "$moe" --label "$name" --v1 --tokens 4096 --prompt 2000 --json "$results" ;;
     truth-v1-eager) check "$name" python3 benches/gpu/truth.py "$moe" --label "$name" --v1 --eager --rounds 2 --json "$results" ;;
     cost-64) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 28 --profiler-pairs 2 --json "$results" ;;
-    cost-256) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 256 --output-length 192 --pairs 16 --json "$results" ;;
+    cost-256) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 256 --output-length 128 --pairs 12 --json "$results" ;;
     cost-64-lightweight)
         PROFILEMATE_TIMING=lightweight check "$name" \
             python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 28 --json "$results"

@@ -37,7 +37,8 @@ def choose() -> str:
     """The session folder. The first process of a launch names it and exports the name; nothing is made yet."""
     folder = os.environ.get(SESSION_VARIABLE)
     if not folder:
-        folder = os.path.join(settings()["output_dir"], _native.new_session_name())
+        # Children and the collector may work in other folders.
+        folder = os.path.join(os.path.abspath(settings()["output_dir"]), _native.new_session_name())
         os.environ[SESSION_VARIABLE] = folder
     return folder
 

@@ -66,7 +66,8 @@ pub(crate) fn open(
         state.epoch += 1;
         state.lanes = Default::default();
         state.label = Label::Work;
-        state.writer.replace(writer)
+        // Events of a parent's context are nothing to a forked child.
+        (state.cuda.take(), state.writer.replace(writer))
     });
     drop(old);
     Ok(())
