@@ -119,12 +119,33 @@ def test_every_process_is_in_the_session(runs: Runs) -> None:
         assert len({process["pid"] for process in session.metadata["processes"]}) == processes, way
 
 
+#: Probes that are called in every step.
+FAILING = [
+    "engine_core.step",
+    "scheduler.schedule",
+    "scheduler.update_from_output",
+    "model_runner.execute_model",
+    "model_runner.forward",
+    "model_runner.sample",
+    "model_runner.bookkeeping",
+    "cuda_graphs.dispatch",
+    "output_processor.process_outputs",
+    "detokenizer.update",
+]
+
+
 @pytest.mark.parametrize("fault", ["raise", "panic"])
 def test_a_failing_probe_harms_nobody(runs: Runs, fault: str) -> None:
     run, plain = runs[f"probes {fault}"], runs["one process, no profiler"]
     assert run.tokens == plain.tokens
     assert len(run.said()) == 1, run.said()
     assert "profilemate:" not in run.stdout
+    # Those that run in every step have failed too, and not only those at the start.
+    heads = b"".join(head.read_bytes() for head in run.output_dir.glob("session_*/raw/*.head"))
+    for probe in FAILING:
+        assert f"probe_error:{probe}\0".encode() in heads, probe
+        assert f"probe_off:{probe}\0".encode() in heads, probe
+    assert completed_session(run.output_dir).metadata["probe_errors"] >= 3 * len(FAILING)
 
 
 def test_a_bad_setting_is_one_line_and_the_default(runs: Runs) -> None:
