@@ -260,7 +260,8 @@ def test_verbose_says_what_attaches_and_how_far_it_is(tmp_path: Path, fake: Path
     assert done.stdout == ""
     assert "scheduler.schedule attached to vllm.v1.core.sched.scheduler:Scheduler.schedule" in done.stderr
     assert (
-        "engine_core-0 records cuda_graph_tracking, forward_pass_timing, cpu_timing, batch_utilization_tracking to"
+        "engine_core-0 records cuda_graph_tracking, kv_cache_tracking, forward_pass_timing, cpu_timing, "
+        "batch_utilization_tracking, preemption_tracking to"
         in done.stderr
     )
     assert [line for line in done.stderr.splitlines() if " step " in line] == [

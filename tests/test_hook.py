@@ -333,7 +333,7 @@ class Outputs:
 class Scheduler:
     finished_req_ids = ()
 scheduler = Scheduler()
-setattr(scheduler, n.BOOKS, n.SchedulerBooks(None))
+setattr(scheduler, n.BOOKS, n.SchedulerBooks())
 outputs = collections.defaultdict(Outputs)
 outputs[0] = Outputs([Output([1]), Output([1, 2])])
 outputs[3] = Outputs([])

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from profilemate import _native
@@ -20,9 +21,7 @@ COLLECTOR_VARIABLE = "PROFILEMATE_COLLECTOR"
 
 #: Profilers that this version does not have yet.
 _NOT_BUILT = {
-    "kv_cache_tracking",
     "moe_expert_tracking",
-    "preemption_tracking",
     "encoder_decoder_timing",
 }
 
@@ -128,6 +127,12 @@ def note_hook(spec: HookSpec) -> None:
         _native.fact(f"hook:{spec.name}", ", ".join(places))
     elif spec.name in ATTACHED.absent and not spec.optional:
         _native.fact(f"hook:{spec.name}", f"absent: {ATTACHED.absent[spec.name]}")
+
+
+def attach(spec: HookSpec, module: ModuleType) -> None:
+    """Attaches a hook that is not attached by itself, in a module that is there."""
+    ATTACHED.attach(spec, module)
+    note_hook(spec)
 
 
 def hook_override(spec: HookSpec, owner: type, method: str) -> None:

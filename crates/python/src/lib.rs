@@ -22,10 +22,17 @@ mod _native {
         sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda, worker_step, write_span,
     };
     #[pymodule_export]
-    use crate::extract::{
-        Dispatch, SchedulerBooks, after_schedule, after_update_from_output, before_execute_model,
-        before_process_outputs, before_update_from_output,
+    use crate::extract::front_end::{after_process_outputs, before_process_outputs, before_processor_add_request};
+    #[pymodule_export]
+    use crate::extract::kv_cache::KvCacheCollector;
+    #[pymodule_export]
+    use crate::extract::requests::{before_add_request, before_free_request, hash_request_ids, request_preempted};
+    #[pymodule_export]
+    use crate::extract::scheduler::{
+        SchedulerBooks, after_schedule, after_update_from_output, before_update_from_output,
     };
+    #[pymodule_export]
+    use crate::extract::worker::{Dispatch, before_execute_model};
     use pyo3::prelude::*;
 
     #[pymodule_init]

@@ -28,10 +28,13 @@ pub(crate) struct Lane {
     pub(crate) forward_begin: u64,
     /// Step that was scheduled since a step-closing hook was entered, else the first that was updated; 0 = none.
     pub(crate) seen: u64,
+    /// Step that the scheduler puts together, or will next; 0 = the first.
+    pub(crate) next_step: u64,
 }
 
 impl Lane {
-    const EMPTY: Self = Self { step: 0, value: 0, padded_tokens: 0, descriptor: 0, forward_begin: 0, seen: 0 };
+    const EMPTY: Self =
+        Self { step: 0, value: 0, padded_tokens: 0, descriptor: 0, forward_begin: 0, seen: 0, next_step: 0 };
 }
 
 /// Timing on a GPU, where there is one.
@@ -56,6 +59,10 @@ pub(crate) struct State {
     pub(crate) epoch: u32,
     pub(crate) lanes: [Lane; LANES],
     pub(crate) label: Label,
+    /// Requests that were numbered.
+    pub(crate) requests: u64,
+    /// Key of the hash that stands for ids of requests; `None` = they stand for themselves.
+    pub(crate) id_key: Option<[u64; 2]>,
     /// Print every N-th record; 0 = none.
     pub(crate) debug_interval: u64,
     pub(crate) debug_count: u64,
@@ -74,6 +81,8 @@ static STATE: GilCell = GilCell(UnsafeCell::new(State {
     epoch: 0,
     lanes: [Lane::EMPTY; LANES],
     label: Label::Work,
+    requests: 0,
+    id_key: None,
     debug_interval: 0,
     debug_count: 0,
 }));
@@ -105,6 +114,18 @@ impl State {
     #[inline]
     pub(crate) fn is_recording(&self) -> bool {
         self.writer.as_ref().is_some_and(Writer::is_ours)
+    }
+
+    /// A number that no other request of this process has.
+    pub(crate) fn next_request(&mut self) -> u64 {
+        self.requests += 1;
+        self.requests
+    }
+
+    /// Id of a string in the log; 0 without one.
+    #[inline]
+    pub(crate) fn intern(&mut self, text: &str) -> u32 {
+        self.writer.as_mut().map_or(0, |writer| writer.intern(text))
     }
 
     /// Writes a span.

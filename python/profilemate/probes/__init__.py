@@ -9,6 +9,7 @@ from profilemate.probes import (
     front_end,
     model_runner,
     model_runner_v2,
+    requests,
     scheduler,
     worker,
 )
@@ -18,6 +19,7 @@ HOOKS: tuple[HookSpec, ...] = (
     *front_end.HOOKS,
     *engine_core.HOOKS,
     *scheduler.HOOKS,
+    *requests.HOOKS,
     *worker.HOOKS,
     *model_runner.HOOKS,
     *model_runner_v2.HOOKS,

@@ -6,11 +6,15 @@ from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
+from profilemate.probes import requests
+from profilemate.settings import settings
 
 
 def _take_role(vllm_config: Any, client_index: int) -> None:
     session.take_role("api_server", client_index, 0, vllm_config)
     session.note_command()
+    if settings()["preemption_tracking"]:
+        requests.hash_ids()
     session.note_profiler_needs("cpu_timing", "output_processor.process_outputs")
 
 
@@ -45,10 +49,11 @@ HOOKS = (
     HookSpec(
         name="output_processor.process_outputs",
         places=("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",),
-        profilers=("cpu_timing",),
+        profilers=("cpu_timing", "preemption_tracking"),
         span="output_processing",
         closes_step=True,
         before=_native.before_process_outputs,
+        after=_native.after_process_outputs,
         accumulator="detokenizer.update",
     ),
     HookSpec(

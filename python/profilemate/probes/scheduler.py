@@ -7,6 +7,7 @@ from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
+from profilemate.probes import kv_cache, requests
 from profilemate.probes.engine_core import data_parallel_rank
 from profilemate.settings import settings
 
@@ -14,7 +15,6 @@ from profilemate.settings import settings
 def _new_books(vllm_config: Any) -> _native.SchedulerBooks:
     values = settings()
     return _native.SchedulerBooks(
-        _count_prefill,
         not _one_token_each(vllm_config),
         values["log_interval"] if values["verbose"] else 0,
         _progress,
@@ -37,8 +37,35 @@ def _one_token_each(vllm_config: Any) -> bool:
     )
 
 
+def _only_blocks(scheduler: Any) -> bool:
+    """Whether missing KV blocks alone stop the scheduler at a waiting request that is ready.
+
+    What else makes `Scheduler.schedule` (0.11 to 0.33) stop or pass a request over is listed here.
+    """
+    vllm_config = scheduler.vllm_config
+    scheduler_config = getattr(vllm_config, "scheduler_config", None)
+    model_config = getattr(vllm_config, "model_config", None)
+    return (
+        getattr(scheduler, "connector", None) is None
+        and getattr(scheduler, "ec_connector", None) is None
+        and getattr(scheduler, "lora_config", None) is None
+        and getattr(vllm_config, "speculative_config", None) is None
+        and not getattr(scheduler, "need_mamba_block_aligned_split", False)
+        and bool(
+            getattr(
+                scheduler_config,
+                "enable_chunked_prefill",
+                getattr(scheduler_config, "chunked_prefill_enabled", False),
+            )
+        )
+        and not getattr(model_config, "is_multimodal_model", False)
+        and getattr(getattr(vllm_config, "parallel_config", None), "data_parallel_size", 1) == 1
+    )
+
+
 def _after_init(_result: None, scheduler: Any) -> None:
-    setattr(scheduler, _native.BOOKS, _new_books(scheduler.vllm_config))
+    books = _new_books(scheduler.vllm_config)
+    setattr(scheduler, _native.BOOKS, books)
     vllm_config = scheduler.vllm_config
     rank = data_parallel_rank(vllm_config)
     session.take_role("engine_core", rank, rank, vllm_config)
@@ -49,62 +76,22 @@ def _after_init(_result: None, scheduler: Any) -> None:
     # Facts outlive the oldest records of a bounded log.
     _native.fact("max_num_seqs", str(max_num_seqs))
     _native.fact("max_num_tokens", str(max_num_tokens))
+    values = settings()
+    if values["batch_utilization_tracking"]:
+        books.watch_limits(max_num_seqs, max_num_tokens, _only_blocks(scheduler))
     _hook_overrides(type(scheduler))
+    if values["preemption_tracking"]:
+        requests.watch(scheduler, books)
+    if values["kv_cache_tracking"]:
+        kv_cache.watch(scheduler, books)
 
 
 def _hook_overrides(scheduler_class: type) -> None:
     """Hooks the methods of a scheduler class that is not vLLM's own. Calling `super()` counts once: same group."""
-    for spec in HOOKS:
+    for spec in (*HOOKS, *requests.SCHEDULER_HOOKS):
         method = spec.places[0].rpartition(".")[2]
         if method != "__init__" and spec.name in session.ATTACHED.places:
             session.hook_override(spec, scheduler_class, method)
-
-
-def _resumed(cached: Any) -> Any:
-    """Ids of requests that come back after a preemption."""
-    resumed = getattr(cached, "resumed_req_ids", None)
-    if resumed is not None:
-        return resumed
-    # vLLM 0.11: a list of flags beside the ids.
-    flags = getattr(cached, "resumed_from_preemption", ())
-    return [req_id for req_id, flag in zip(cached.req_ids, flags, strict=False) if flag]
-
-
-def _count_prefill(output: Any, scheduler: Any, prefilling: dict[str, int]) -> tuple[int, int, int, int]:
-    """Prefill tokens and sequences of a batch, and prompt tokens and prompts that it completes.
-
-    Called for steps that may have any; `prefilling` remembers requests that are not through yet: id → tokens to reach.
-    """
-    scheduled = output.num_scheduled_tokens
-    requests = scheduler.requests
-    for new in output.scheduled_new_reqs:
-        # All tokens that the request has: its prompt, and, where a runner takes resumed requests as new ones, what it
-        # had generated.
-        prefilling[new.req_id] = requests[new.req_id].num_tokens
-    for req_id in _resumed(output.scheduled_cached_reqs):
-        prefilling[req_id] = requests[req_id].num_tokens
-    for req_id in output.finished_req_ids:
-        prefilling.pop(req_id, None)
-    prefill_tokens = prefill_seqs = completed_tokens = completed = 0
-    for req_id, goal in list(prefilling.items()):
-        tokens = scheduled.get(req_id)
-        if tokens is None:
-            continue
-        request = requests[req_id]
-        # `schedule` has added this step's tokens already.
-        computed = request.num_computed_tokens - tokens
-        if computed + tokens >= goal:
-            del prefilling[req_id]
-        if request.num_output_tokens:
-            if computed >= goal - 1:
-                # Only its newest token is left to compute, as in any decode.
-                continue
-        elif computed + tokens >= goal:
-            completed += 1
-            completed_tokens += request.num_prompt_tokens
-        prefill_seqs += 1
-        prefill_tokens += min(tokens, goal - computed)
-    return prefill_tokens, prefill_seqs, completed_tokens, completed
 
 
 def _progress(step: int, sequences: int, tokens: int, running: int, waiting: int) -> None:

@@ -1,0 +1,426 @@
+//! The scheduler: what each step's batch is made of, what kept it from being larger, and what goes to the clients.
+//! (`vllm/v1/core/sched/scheduler.py`)
+
+use super::kv_cache::{KvCacheCollector, Pool, Watch};
+use super::{BOOKS, STEP, count, length, requests};
+use crate::failure;
+use crate::state::{self, ENGINE};
+use profilemate_format::record::{Payload, Record, Schedule};
+use profilemate_record::clock;
+use pyo3::intern as name;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+/// What is remembered of one scheduler between steps.
+#[pyclass(module = "profilemate._native")]
+pub(crate) struct SchedulerBooks {
+    /// Id of the newest step, from 1.
+    #[pyo3(get)]
+    step: u64,
+    /// Requests whose prompt, or what was computed of them before a preemption, is not complete: id → tokens to reach.
+    #[pyo3(get)]
+    pub(crate) prefilling: Py<PyDict>,
+    /// Requests whose prompt is complete and whose first token has not come back: id → request.
+    #[pyo3(get)]
+    pub(crate) awaiting: Py<PyDict>,
+    /// `(step, sequences, tokens, running, waiting)`, every so many steps.
+    progress: Option<(u64, Py<PyAny>)>,
+    /// Whether an output may have another number of tokens than one: then every one of them is looked at.
+    count_each: bool,
+    /// Requests that had finished before the update under way.
+    finished_before: u64,
+    /// Step whose output the scheduler takes right now; 0 = none.
+    pub(crate) updating: u64,
+    /// Whether the lives of requests are recorded.
+    has_requests: bool,
+    /// Newest step in which a request was preempted for want of blocks.
+    preempted_step: u64,
+    limits: Option<Limits>,
+    kv_cache: Option<Watch>,
+}
+
+/// What keeps a batch from being larger.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    running: u32,
+    tokens: u32,
+    /// Whether nothing but missing blocks stops the scheduler at a request that is ready: no connector, adapter, draft, …
+    only_blocks: bool,
+}
+
+#[pymethods]
+impl SchedulerBooks {
+    #[new]
+    #[pyo3(signature = (count_each = true, progress_every = 0, progress = None))]
+    fn new(py: Python<'_>, count_each: bool, progress_every: u64, progress: Option<Py<PyAny>>) -> Self {
+        let progress = progress.filter(|_| progress_every > 0).map(|progress| (progress_every, progress));
+        Self {
+            step: 0,
+            prefilling: PyDict::new(py).unbind(),
+            awaiting: PyDict::new(py).unbind(),
+            progress,
+            count_each,
+            finished_before: 0,
+            updating: 0,
+            has_requests: false,
+            preempted_step: 0,
+            limits: None,
+            kv_cache: None,
+        }
+    }
+
+    /// Records the lives of requests from here on.
+    fn watch_requests(&mut self) {
+        self.has_requests = true;
+    }
+
+    /// Says from here on what kept each batch from being larger: most requests running at once, most tokens in a batch,
+    /// and whether missing blocks alone stop the scheduler at a request that is ready.
+    fn watch_limits(&mut self, running: u32, tokens: u32, only_blocks: bool) {
+        self.limits = Some(Limits { running, tokens, only_blocks });
+    }
+
+    /// Looks at these pools `(name, BlockPool, collector)` of a `KVCacheManager` after each call of the scheduler.
+    fn watch_kv_cache(
+        &mut self,
+        manager: Py<PyAny>,
+        pools: Vec<(String, Bound<'_, PyAny>, Option<Py<KvCacheCollector>>)>,
+        has_prefix_cache: bool,
+    ) -> PyResult<()> {
+        let pools: PyResult<Vec<_>> =
+            pools.into_iter().map(|(name, pool, collector)| Pool::new(&pool, name, collector)).collect();
+        self.kv_cache = Some(Watch::new(manager, pools?, has_prefix_cache));
+        Ok(())
+    }
+
+    /// Blocks that are free now, in all pools; `None` when they are not looked at.
+    fn free_blocks(&self, py: Python<'_>) -> PyResult<Option<u32>> {
+        let Some(watch) = &self.kv_cache else { return Ok(None) };
+        let mut free = 0u32;
+        for pool in &watch.pools {
+            free = free.saturating_add(pool.free_blocks(py)?);
+        }
+        Ok(Some(free))
+    }
+
+    /// A request was preempted for want of blocks while this step was put together.
+    fn note_preemption(&mut self, step: u64) {
+        self.preempted_step = step;
+    }
+
+    /// Whether the lives of requests are recorded.
+    #[getter]
+    fn has_requests(&self) -> bool {
+        self.has_requests
+    }
+}
+
+/// The books of a scheduler.
+fn books_of<'py>(scheduler: &Bound<'py, PyAny>) -> PyResult<Bound<'py, SchedulerBooks>> {
+    Ok(scheduler.getattr(name!(scheduler.py(), BOOKS))?.cast_into::<SchedulerBooks>()?)
+}
+
+/// Whether nothing but decodes may be in the batch.
+fn is_plain(py: Python<'_>, output: &Bound<'_, PyAny>, prefilling: &Bound<'_, PyDict>) -> PyResult<bool> {
+    if !prefilling.is_empty() || output.getattr(name!(py, "scheduled_new_reqs"))?.len()? > 0 {
+        return Ok(false);
+    }
+    let cached = output.getattr(name!(py, "scheduled_cached_reqs"))?;
+    // vLLM 0.11 has a list of flags, whose length says nothing.
+    match cached.getattr_opt(name!(py, "resumed_req_ids"))? {
+        Some(resumed) => Ok(resumed.len()? == 0),
+        None => Ok(false),
+    }
+}
+
+/// What a batch has of prompts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Prefill {
+    tokens: u32,
+    seqs: u32,
+    completed_tokens: u32,
+    completed: u32,
+    /// Tokens looked up in the prefix cache for requests that were admitted, and found.
+    prefix: (u32, u32),
+}
+
+/// Goes through the requests that come new into the batch, and those whose prompt is not complete.
+fn look_at_prompts(
+    output: &Bound<'_, PyAny>,
+    scheduler: &Bound<'_, PyAny>,
+    prefilling: &Bound<'_, PyDict>,
+    awaiting: &Bound<'_, PyDict>,
+    step: u64,
+    has_requests: bool,
+) -> PyResult<Prefill> {
+    let py = output.py();
+    let tokens_of = output.getattr(name!(py, "num_scheduled_tokens"))?;
+    let requests = scheduler.getattr(name!(py, "requests"))?;
+    let mut found = Prefill::default();
+    let mut admit = |id: &Bound<'_, PyAny>| -> PyResult<()> {
+        let request = requests.get_item(id)?;
+        // All tokens that the request has: its prompt, and, where it was preempted, what it had generated.
+        prefilling.set_item(id, request.getattr(name!(py, "num_tokens"))?)?;
+        let prefix = requests::admitted(&request, step, count(&tokens_of.get_item(id)?)?, has_requests)?;
+        found.prefix.0 = found.prefix.0.saturating_add(prefix.0);
+        found.prefix.1 = found.prefix.1.saturating_add(prefix.1);
+        Ok(())
+    };
+    // Runners that take resumed requests as new ones have them here.
+    for new in output.getattr(name!(py, "scheduled_new_reqs"))?.try_iter()? {
+        admit(&new?.getattr(name!(py, "req_id"))?)?;
+    }
+    let cached = output.getattr(name!(py, "scheduled_cached_reqs"))?;
+    if let Some(resumed) = cached.getattr_opt(name!(py, "resumed_req_ids"))? {
+        for id in resumed.try_iter()? {
+            admit(&id?)?;
+        }
+    } else if let Some(flags) = cached.getattr_opt(name!(py, "resumed_from_preemption"))? {
+        // vLLM 0.11: a list of flags beside the ids.
+        for (id, flag) in cached.getattr(name!(py, "req_ids"))?.try_iter()?.zip(flags.try_iter()?) {
+            if flag?.is_truthy()? {
+                admit(&id?)?;
+            }
+        }
+    }
+    for (id, goal) in prefilling.copy()?.iter() {
+        let Ok(tokens) = tokens_of.get_item(&id) else {
+            if !requests.contains(&id)? {
+                prefilling.del_item(&id)?;
+            }
+            continue;
+        };
+        let (tokens, goal) = (count(&tokens)?, count(&goal)?);
+        let request = requests.get_item(&id)?;
+        // `schedule` has added this step's tokens already.
+        let reached = count(&request.getattr(name!(py, "num_computed_tokens"))?)?;
+        let computed = reached.saturating_sub(tokens);
+        let is_complete = reached >= goal;
+        if is_complete {
+            prefilling.del_item(&id)?;
+        }
+        if count(&request.getattr(name!(py, "num_output_tokens"))?)? > 0 {
+            if computed >= goal.saturating_sub(1) {
+                // Only its newest token is left to compute, as in any decode.
+                continue;
+            }
+        } else if is_complete {
+            found.completed += 1;
+            let prompt_tokens = count(&request.getattr(name!(py, "num_prompt_tokens"))?)?;
+            found.completed_tokens = found.completed_tokens.saturating_add(prompt_tokens);
+            if has_requests {
+                awaiting.set_item(&id, &request)?;
+            }
+        }
+        found.seqs += 1;
+        found.tokens = found.tokens.saturating_add(tokens.min(goal.saturating_sub(computed)));
+    }
+    Ok(found)
+}
+
+/// What kept a batch from being larger; empty = not known. In the order in which the scheduler meets the limits.
+fn limited_by(
+    scheduler: &Bound<'_, PyAny>,
+    limits: Limits,
+    is_preempted: bool,
+    num_tokens: u32,
+    running: u32,
+    waiting: u32,
+) -> PyResult<&'static str> {
+    let py = scheduler.py();
+    if is_preempted {
+        // No waiting request is admitted in a step that preempts one.
+        return Ok("preemption");
+    }
+    if num_tokens >= limits.tokens {
+        return Ok("token_budget");
+    }
+    if waiting == 0 {
+        return Ok("no_waiting_request");
+    }
+    // Sessions that wait for their next input are among the waiting, and hold a place among the running.
+    let sessions = match scheduler.getattr_opt(name!(py, "num_waiting_for_streaming_input"))? {
+        Some(sessions) => count(&sessions)?,
+        None => 0,
+    };
+    let waiting = waiting.saturating_sub(sessions);
+    if waiting == 0 {
+        return Ok("no_waiting_request");
+    }
+    let most = match scheduler.getattr_opt(name!(py, "max_num_active_reqs"))? {
+        Some(most) => count(&most)?,
+        None => limits.running,
+    };
+    if running.saturating_add(sessions) >= most {
+        return Ok("max_num_seqs");
+    }
+    for attribute in [name!(py, "pause_state"), name!(py, "_pause_state")] {
+        if let Some(state) = scheduler.getattr_opt(attribute)? {
+            let state: String = state.getattr(name!(py, "name"))?.extract()?;
+            if state != "UNPAUSED" {
+                return Ok("paused");
+            }
+            break;
+        }
+    }
+    // Requests that are not ready are passed over; they stop the scheduler only if there is no other.
+    let deferred = match scheduler.getattr_opt(name!(py, "deferred_waiting"))? {
+        Some(deferred) => Some(deferred),
+        None => scheduler.getattr_opt(name!(py, "skipped_waiting"))?,
+    };
+    if let Some(deferred) = &deferred {
+        if length(deferred)?.saturating_sub(sessions) >= waiting {
+            return not_ready(deferred);
+        }
+    } else {
+        // Older versions put them back to the front.
+        let Some(queue) = scheduler.getattr_opt(name!(py, "waiting"))? else { return Ok("") };
+        if let Some(reason) = reason_to_wait(&queue.call_method0(name!(py, "peek_request"))?)? {
+            return Ok(if waiting == 1 { reason } else { "" });
+        }
+    }
+    Ok(if limits.only_blocks { "kv_blocks" } else { "other" })
+}
+
+/// Why requests that the scheduler passed over are not ready, by the first that says so.
+fn not_ready(deferred: &Bound<'_, PyAny>) -> PyResult<&'static str> {
+    for request in deferred.try_iter()?.take(8) {
+        if let Some(reason) = reason_to_wait(&request?)? {
+            return Ok(reason);
+        }
+    }
+    Ok("other")
+}
+
+fn reason_to_wait(request: &Bound<'_, PyAny>) -> PyResult<Option<&'static str>> {
+    let py = request.py();
+    let status: String = request.getattr(name!(py, "status"))?.getattr(name!(py, "name"))?.extract()?;
+    Ok(match status.as_str() {
+        "WAITING_FOR_FSM" | "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR" => Some("structured_output"),
+        "WAITING_FOR_REMOTE_KVS" => Some("remote_kv"),
+        _ => None,
+    })
+}
+
+/// After `Scheduler.schedule`: gives the step its id and writes what was scheduled. Returns the id.
+#[pyfunction]
+pub(crate) fn after_schedule(
+    py: Python<'_>,
+    output: &Bound<'_, PyAny>,
+    scheduler: &Bound<'_, PyAny>,
+) -> PyResult<u64> {
+    let books = books_of(scheduler)?;
+    let (step, prefilling, awaiting, has_requests, limits, preempted_step) = {
+        let mut books = books.borrow_mut();
+        books.step += 1;
+        (
+            books.step,
+            books.prefilling.clone_ref(py),
+            books.awaiting.clone_ref(py),
+            books.has_requests,
+            books.limits,
+            books.preempted_step,
+        )
+    };
+    // Blocks are given out inside of `schedule` only, so what is said of them until then belongs to the next one.
+    state::with(py, |state| state.lanes[ENGINE].next_step = step + 1);
+    // A version whose outputs take no attribute loses the step in the workers, and nothing else.
+    let _ = output.setattr(name!(py, STEP), step);
+    let prefilling = prefilling.bind(py);
+    let prefill = if is_plain(py, output, prefilling)? {
+        Prefill::default()
+    } else {
+        look_at_prompts(output, scheduler, prefilling, awaiting.bind(py), step, has_requests)?
+    };
+    let num_seqs = length(&output.getattr(name!(py, "num_scheduled_tokens"))?)?;
+    let num_tokens: u32 = output.getattr(name!(py, "total_num_scheduled_tokens"))?.extract()?;
+    let counts = scheduler.call_method0(name!(py, "get_request_counts"))?;
+    let (running, waiting): (u32, u32) = counts.extract()?;
+    let limited_by = match limits {
+        Some(limits) => {
+            let found = limited_by(scheduler, limits, preempted_step == step, num_tokens, running, waiting);
+            found.unwrap_or_else(|error| {
+                // What fails here costs its own column, and no row.
+                books.borrow_mut().limits = None;
+                failure::report(py, "scheduler.limited_by", &error.to_string(), true);
+                ""
+            })
+        }
+        None => "",
+    };
+    let payload = Payload::Schedule(Schedule {
+        num_seqs,
+        num_tokens,
+        prefill_tokens: prefill.tokens,
+        prefill_seqs: prefill.seqs,
+        running,
+        waiting,
+        completed_prompt_tokens: prefill.completed_tokens,
+        completed_prompts: prefill.completed,
+    });
+    state::with(py, |state| {
+        let label = state.label;
+        let name = if limited_by.is_empty() { 0 } else { state.intern(limited_by) };
+        state.write(&Record { ticks: clock::ticks(), step, label, flags: 0, name, payload });
+    });
+    let mut books = books.borrow_mut();
+    if let Some(kv_cache) = &mut books.kv_cache
+        && let Err(error) = kv_cache.write(py, step, prefill.prefix)
+    {
+        books.kv_cache = None;
+        failure::report(py, "scheduler.kv_cache", &error.to_string(), true);
+    }
+    if let Some((every, progress)) = &books.progress
+        && step.is_multiple_of(*every)
+    {
+        let progress = progress.clone_ref(py);
+        drop(books);
+        progress.call1(py, (step, num_seqs, num_tokens, running, waiting))?;
+    }
+    Ok(step)
+}
+
+/// Before `Scheduler.update_from_output(scheduler_output, model_runner_output)`: the step that it is of.
+#[pyfunction]
+#[pyo3(signature = (scheduler, scheduler_output, *_arguments, **_keywords))]
+pub(crate) fn before_update_from_output<'py>(
+    py: Python<'py>,
+    scheduler: &Bound<'py, PyAny>,
+    scheduler_output: &Bound<'py, PyAny>,
+    _arguments: &Bound<'py, PyTuple>,
+    _keywords: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let finished = scheduler.getattr(name!(py, "finished_req_ids"))?.len()? as u64;
+    let step = scheduler_output.getattr_opt(name!(py, STEP))?;
+    if let Some(books) = scheduler.getattr_opt(name!(py, BOOKS))? {
+        let books = books.cast_into::<SchedulerBooks>()?;
+        let mut books = books.borrow_mut();
+        books.finished_before = finished;
+        books.updating = match &step {
+            Some(step) => step.extract()?,
+            None => 0,
+        };
+    }
+    Ok(step)
+}
+
+/// After `Scheduler.update_from_output`: the first tokens in it, and the counts of what goes to the clients.
+#[pyfunction]
+pub(crate) fn after_update_from_output(
+    py: Python<'_>,
+    result: &Bound<'_, PyAny>,
+    scheduler: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let Ok(outputs) = result.cast::<PyDict>() else { return Ok(()) };
+    let Some(books) = scheduler.getattr_opt(name!(py, BOOKS))? else { return Ok(()) };
+    let (before, count_each, awaiting, step) = {
+        let books = books.cast_into::<SchedulerBooks>()?;
+        let mut books = books.borrow_mut();
+        let step = std::mem::take(&mut books.updating);
+        (books.finished_before, books.count_each, books.awaiting.clone_ref(py), step)
+    };
+    requests::first_tokens(awaiting.bind(py), step)?;
+    // `schedule` alone empties the set, so in between it grows by what the step finished.
+    let finished = scheduler.getattr(name!(py, "finished_req_ids"))?.len()? as u64;
+    crate::calls::write_outputs(py, outputs, finished.saturating_sub(before), count_each)
+}
