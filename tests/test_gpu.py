@@ -146,7 +146,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the made-up driver, torch and vLLM."""
     folder = tmp_path_factory.mktemp("gpu")
     source = ROOT / "crates" / "cuda" / "tests" / "fake" / "fake_cuda.c"
-    flags = ["-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+    flags = ["-O1", "-shared", "-fPIC", "-pthread", "-Wl,-soname,libcuda.so.1"]
     subprocess.run(["cc", *flags, "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
     modules = {
         "torch.py": TORCH,
