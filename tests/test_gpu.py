@@ -145,10 +145,8 @@ V2_RUNNER = (
 )
 
 
-@pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the made-up driver, torch and vLLM."""
-    folder = tmp_path_factory.mktemp("gpu")
+def make_fake(folder: Path) -> None:
+    """Puts the made-up driver, torch and vLLM into a folder."""
     source = ROOT / "crates" / "cuda" / "tests" / "fake" / "fake_cuda.c"
     flags = ["-O1", "-shared", "-fPIC", "-pthread", "-Wl,-soname,libcuda.so.1"]
     subprocess.run(["cc", *flags, "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
@@ -165,6 +163,13 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write_text(text)
         for parent in file.relative_to(folder).parents[:-1]:
             (folder / parent / "__init__.py").touch()
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the made-up driver, torch and vLLM."""
+    folder = tmp_path_factory.mktemp("gpu")
+    make_fake(folder)
     return folder
 
 
