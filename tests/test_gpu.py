@@ -28,8 +28,11 @@ TORCH = """
 import types, sys
 __version__ = "9.9"
 class _C:
+    asked = 0
     @staticmethod
-    def _cuda_getCurrentRawStream(device): return 1
+    def _cuda_getCurrentRawStream(device):
+        _C.asked += 1
+        return 1
 cuda = types.SimpleNamespace(
     is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 0,
     get_device_name=lambda device: "Fake GPU", device_count=lambda: 1)
@@ -48,6 +51,7 @@ import ctypes, types
 fake = ctypes.CDLL("libcuda.so.1")
 fake.fake_launch.argtypes = [ctypes.c_size_t, ctypes.c_uint64]
 fake.fake_advance.argtypes = [ctypes.c_uint64]
+fake.fake_calls.restype = fake.fake_host_calls.restype = ctypes.c_uint64
 FULL = types.SimpleNamespace(_value_=2, name="FULL")
 NONE = types.SimpleNamespace(_value_=0, name="NONE")
 def launch(milliseconds): fake.fake_launch(1, int(milliseconds * 1e6))
@@ -141,12 +145,10 @@ V2_RUNNER = (
 )
 
 
-@pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the made-up driver, torch and vLLM."""
-    folder = tmp_path_factory.mktemp("gpu")
+def make_fake(folder: Path) -> None:
+    """Puts the made-up driver, torch and vLLM into a folder."""
     source = ROOT / "crates" / "cuda" / "tests" / "fake" / "fake_cuda.c"
-    flags = ["-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+    flags = ["-O1", "-shared", "-fPIC", "-pthread", "-Wl,-soname,libcuda.so.1"]
     subprocess.run(["cc", *flags, "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
     modules = {
         "torch.py": TORCH,
@@ -161,15 +163,22 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write_text(text)
         for parent in file.relative_to(folder).parents[:-1]:
             (folder / parent / "__init__.py").touch()
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the made-up driver, torch and vLLM."""
+    folder = tmp_path_factory.mktemp("gpu")
+    make_fake(folder)
     return folder
 
 
 def run(
-    tmp_path: Path, fake: Path, runner: str, steps: int = 6, before: str = "", **more: str
+    tmp_path: Path, fake: Path, runner: str, steps: int = 6, before: str = "", after: str = "", **more: str
 ) -> tuple[str, Path]:
     """Runs a worker; what it printed, and the session."""
     done = subprocess.run(
-        [sys.executable, "-c", before + RUN.format(runner=runner, steps=steps)],
+        [sys.executable, "-c", before + RUN.format(runner=runner, steps=steps) + after],
         capture_output=True,
         text=True,
         check=True,
@@ -251,6 +260,57 @@ def test_a_driver_that_fails_costs_times_and_no_row(tmp_path: Path, fake: Path) 
     assert len(found) == 40
     assert sum(row["forward_time_ms"] != "" for row in found) <= 1
     assert metadata(session)["probe_errors"] == 16
+
+
+#: What vLLM's thread may ask of the driver, and what only the reader's thread may.
+CALLS = """
+names = ("context", "capturing", "record", "query", "elapsed")
+print([fake.fake_host_calls(name.encode()) for name in names], torch._C.asked)
+"""
+
+
+@pytest.mark.parametrize(("runner", "marks"), [(V1_RUNNER, 7), (V2_RUNNER, 4)], ids=["v1", "v2"])
+def test_what_a_step_asks_on_vllms_thread(tmp_path: Path, fake: Path, runner: str, marks: int) -> None:
+    printed, session = run(tmp_path, fake, runner, steps=30, after=CALLS)
+    assert printed.splitlines()[-1] == f"[30, 30, {30 * marks}, 0, 0] 30"
+    assert all(row["forward_time_ms"] for row in rows(session, "forward_pass_timing.csv"))
+
+
+@pytest.mark.parametrize("function", ["query", "elapsed"])
+def test_a_driver_that_fails_the_reader_is_a_probe_error(tmp_path: Path, fake: Path, function: str) -> None:
+    before = f"import ctypes; f = ctypes.CDLL('libcuda.so.1'); f.fake_fail(b'{function}', 700, 0, 3)\n"
+    _, session = run(tmp_path, fake, V1_RUNNER, steps=40, before=before)
+    assert len(rows(session, "forward_pass_timing.csv")) == 40
+    # Some may have been found by the last look of all.
+    assert metadata(session)["probe_errors"] == 3
+
+
+def test_a_forked_child_leaves_the_driver_and_the_reader_alone(tmp_path: Path, fake: Path) -> None:
+    # In the middle of a step; the child runs steps as its parent did, and ends as processes do.
+    after = """
+import os, sys
+def step(number):
+    worker.model_runner.execute_model(types.SimpleNamespace(
+        profilemate_step=number, total_num_scheduled_tokens=6, num_scheduled_tokens={"a": 6}))
+    if number == 7:
+        child = os.fork()
+        if child == 0:
+            names = ("context", "create", "record", "query", "elapsed", "capturing", "destroy")
+            before = [fake.fake_calls(name.encode()) for name in names]
+            worker.model_runner.sample_tokens(None)
+            for more in range(8, 12): step(more)
+            assert [fake.fake_calls(name.encode()) for name in names] == before
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    worker.model_runner.sample_tokens(None)
+    fake.fake_advance(10_000_000)
+for number in range(7, 10): step(number)
+"""
+    _, session = run(tmp_path, fake, V2_RUNNER, after=after)
+    found = rows(session, "forward_pass_timing.csv")
+    assert [row["step"] for row in found] == [str(step) for step in range(1, 10)]
+    assert all(float(row["forward_time_ms"]) == pytest.approx(3.0, abs=1e-3) for row in found)
+    assert metadata(session)["probe_errors"] == 0
 
 
 def test_lightweight_mode_records_no_event(tmp_path: Path, fake: Path) -> None:

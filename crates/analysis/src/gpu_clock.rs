@@ -2,7 +2,8 @@
 //!
 //! Events give times between events. Each step's bubble and duration follow on those of the step before, which makes a
 //! chain on the GPU's clock. Where the chain lies on the host's clock is known from two facts about every step: the GPU did
-//! not begin it before the host launched it, and had ended it when the host found it done. Each step narrows the bounds
+//! not begin it before the host launched it, and had ended it when the host found it done. Most steps are found done long
+//! after their end, but now and then the recorder sees one end, and that bound is a tight one. Each step narrows the bounds
 //! for all; between steps they are let out as far as two clocks may drift apart, so that no error adds up over hours.
 
 /// How far a GPU's clock and the host's may drift apart, as a share of the time that passes.
@@ -124,6 +125,45 @@ mod tests {
         let last = last.unwrap();
         assert!(last.error_ns <= 30_000, "{last:?}");
         assert!((last.start_ns - (now - 10_000_000)).abs() <= 30_000, "{last:?}");
+    }
+
+    /// What the recorder's reader does (`pace.rs` in crates/cuda): a look every 50 ms, and now and then fine ones, some
+    /// 0.3 ms apart, until one sees a step end. Launches are known to 5 us, so the error is that of the upper bound.
+    fn worst_error_us(step_ns: u64, sighting_every_ns: Option<u64>) -> u64 {
+        const LOOK: u64 = 50_000_000 + 137_000;
+        const FINE: u64 = 300_000;
+        let mut clock = GpuClock::default();
+        let (mut found, mut looked, mut sighted, mut worst) = (0_u64, 0_u64, 0_u64, 0_u64);
+        for step in 0..10_000_000_000 / step_ns {
+            let (begin, end) = (step * step_ns, (step + 1) * step_ns);
+            if let Some(every) = sighting_every_ns
+                && end >= sighted + every
+            {
+                (found, sighted) = (end + FINE, end);
+            }
+            while found < end {
+                looked += LOOK;
+                found = looked;
+            }
+            let idle = (step > 0).then_some(0);
+            let placed =
+                clock.place(begin.cast_signed() - 5_000, found.cast_signed(), idle, Some(step_ns)).unwrap();
+            assert!((placed.start_ns - begin.cast_signed()).unsigned_abs() <= placed.error_ns);
+            if begin > 1_000_000_000 {
+                worst = worst.max(placed.error_ns / 1000);
+            }
+        }
+        worst
+    }
+
+    #[test]
+    fn steps_that_are_seen_to_end_now_and_then_keep_the_upper_bound() {
+        for step_ms in [2, 10, 45] {
+            let worst = worst_error_us(step_ms * MILLISECOND, Some(500 * MILLISECOND));
+            assert!(worst <= 420, "{step_ms} ms: {worst} us");
+        }
+        // Without, it is as good as looks happen to come soon after an end, which is poor for long steps.
+        assert!(worst_error_us(45 * MILLISECOND, None) > 1000);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Names and meanings: CUDA Driver API reference, "Event Management" and "Stream Management".
 
 use core::ffi::{c_float, c_int, c_uint, c_void};
+use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
 /// A stream, as the driver knows it (`CUstream`); null is the default stream.
@@ -11,7 +12,7 @@ pub struct Stream(pub usize);
 
 /// An event, as the driver knows it (`CUevent`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Event(usize);
+pub(crate) struct Event(NonZeroUsize);
 
 /// A context, as the driver knows it (`CUcontext`); 0 = none is current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +31,23 @@ pub struct Failure(pub i32);
 /// `CUDA_ERROR_NOT_READY`: the GPU has not passed the event yet.
 pub(crate) const NOT_READY: Failure = Failure(600);
 
+/// `CUDA_ERROR_UNKNOWN`: stands for an answer that makes no sense.
+const UNKNOWN: Failure = Failure(999);
+
 /// `CU_EVENT_DEFAULT`: timing is on, waiting would spin.
 const EVENT_DEFAULT: c_uint = 0;
 /// `CU_STREAM_CAPTURE_STATUS_NONE`.
 const CAPTURE_STATUS_NONE: c_int = 0;
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`.
+const CAPTURE_MODE_RELAXED: c_int = 2;
 
 type Handle = *mut c_void;
+
+impl Event {
+    fn handle(self) -> Handle {
+        self.0.get() as Handle
+    }
+}
 
 /// The driver library of this process.
 #[expect(clippy::struct_field_names, reason = "fields are named as the functions of the driver")]
@@ -48,6 +60,7 @@ pub struct Driver {
     event_query: unsafe extern "C" fn(Handle) -> c_int,
     event_elapsed_time: unsafe extern "C" fn(*mut c_float, Handle, Handle) -> c_int,
     stream_is_capturing: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
+    thread_exchange_stream_capture_mode: unsafe extern "C" fn(*mut c_int) -> c_int,
     driver_get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
 }
 
@@ -94,6 +107,7 @@ impl Driver {
             event_query: function!(c"cuEventQuery"),
             event_elapsed_time: function!(c"cuEventElapsedTime"),
             stream_is_capturing: function!(c"cuStreamIsCapturing"),
+            thread_exchange_stream_capture_mode: function!(c"cuThreadExchangeStreamCaptureMode"),
             driver_get_version: function!(c"cuDriverGetVersion"),
         })
     }
@@ -119,36 +133,47 @@ impl Driver {
         let mut event = std::ptr::null_mut();
         // SAFETY: the pointer is valid.
         check(unsafe { (self.event_create)(&raw mut event, EVENT_DEFAULT) })?;
-        Ok(Event(event as usize))
+        NonZeroUsize::new(event as usize).map(Event).ok_or(UNKNOWN)
     }
 
     /// Gives an event back.
     pub(crate) fn destroy_event(&self, event: Event) -> Result<(), Failure> {
         // SAFETY: an event of ours that nobody uses from here on.
-        check(unsafe { (self.event_destroy)(event.0 as Handle) })
+        check(unsafe { (self.event_destroy)(event.handle()) })
     }
 
     /// Puts the event behind what was launched on the stream so far.
     pub(crate) fn record(&self, event: Event, stream: Stream) -> Result<(), Failure> {
         // SAFETY: an event of ours, and a stream that vLLM launches on at this moment.
-        check(unsafe { (self.event_record)(event.0 as Handle, stream.0 as Handle) })
+        check(unsafe { (self.event_record)(event.handle(), stream.0 as Handle) })
     }
 
-    /// Whether the GPU has passed the event.
+    /// Lets this thread ask for events while another one captures a graph.
+    ///
+    /// Without it, `cuEventQuery` on any thread breaks a capture that was begun in the global mode, as torch begins them:
+    /// the query fails with 900, and the capture with 901 (seen on driver 580.159.04).
+    pub(crate) fn leave_captures_alone(&self) -> Result<(), Failure> {
+        let mut mode = CAPTURE_MODE_RELAXED;
+        // SAFETY: the pointer is valid. The mode is this thread's alone; the call needs no context.
+        check(unsafe { (self.thread_exchange_stream_capture_mode)(&raw mut mode) })
+    }
+
+    /// Whether the GPU has passed the event. Any thread may ask, with or without a current context.
     pub(crate) fn has_passed(&self, event: Event) -> Result<bool, Failure> {
         // SAFETY: an event of ours.
-        match check(unsafe { (self.event_query)(event.0 as Handle) }) {
+        match check(unsafe { (self.event_query)(event.handle()) }) {
             Ok(()) => Ok(true),
             Err(NOT_READY) => Ok(false),
             Err(failure) => Err(failure),
         }
     }
 
-    /// Milliseconds from one event to another, both passed. Resolution about half a microsecond.
+    /// Milliseconds from one event to another, both passed. Resolution about half a microsecond. Any thread may ask, with
+    /// or without a current context.
     pub(crate) fn elapsed_ms(&self, from: Event, to: Event) -> Result<f32, Failure> {
         let mut milliseconds = 0.0;
         // SAFETY: two events of ours and a valid pointer.
-        check(unsafe { (self.event_elapsed_time)(&raw mut milliseconds, from.0 as Handle, to.0 as Handle) })?;
+        check(unsafe { (self.event_elapsed_time)(&raw mut milliseconds, from.handle(), to.handle()) })?;
         Ok(milliseconds)
     }
 

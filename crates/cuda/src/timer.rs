@@ -1,165 +1,88 @@
 //! Times the steps of one worker: where on the stream each part began and ended.
 //!
-//! A step takes up to [`MARKS`] events from a pool. When the next step begins, it joins a queue; when the GPU has
-//! passed its last event, its times are read and the events go back. The last event of a step is kept until the step
-//! after it has been read, for the time in between is the bubble.
+//! A step takes up to one event per mark from a pool. When it is complete it goes to the [`Reader`] through one ring, and
+//! its times and events come back through another; vLLM's thread records events, and asks for none.
 
 use crate::driver::{Context, Driver, Event, Failure, Stream};
-use std::collections::VecDeque;
+use crate::reader::Reader;
+use crate::step::{Clock, ContextNumber, Counters, MARKS, Mark, ReadStep, Shared, Step, StepInfo, StepTimes};
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-/// A place in a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Mark {
-    /// Before the first kernel of the forward pass.
-    ForwardBegin = 0,
-    /// Behind the last kernel of the forward pass.
-    ForwardEnd = 1,
-    /// Before sampling.
-    SampleBegin = 2,
-    /// Behind sampling.
-    SampleEnd = 3,
-    /// Before drafting (speculative decoding).
-    DraftBegin = 4,
-    /// Behind drafting.
-    DraftEnd = 5,
-    /// Behind everything that the step launched.
-    StepEnd = 6,
-}
+/// Steps whose times are taken back in one step, at most: more than come, and little enough for a step to bear.
+const STEPS_PER_STEP: usize = 8;
 
-/// Number of marks.
-const MARKS: usize = 7;
+/// Steps that may be under way at least: what a worker launches until the reader has noticed that it is in a hurry.
+const LEAST_UNDER_WAY: usize = 256;
 
-/// Failures of the driver after which nothing is timed any more.
-const FAILURES_UNTIL_OFF: u64 = 16;
-
-/// What the caller wants back with a step's times.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StepInfo {
-    /// Step id.
-    pub step: u64,
-    /// Host ticks at [`Mark::ForwardBegin`]; 0 = it was not reached.
-    pub ticks: u64,
-    /// Tokens with padding; 0 = unknown.
-    pub padded_tokens: u32,
-    /// String id of the graph's descriptor; 0 = unknown.
-    pub descriptor: u32,
-}
-
-/// Times of a step on the GPU, in milliseconds; `None` = not measured.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepTimes {
-    /// What the caller gave.
-    pub info: StepInfo,
-    /// From the first to the last kernel of the forward pass.
-    pub forward_ms: Option<f32>,
-    /// Sampling.
-    pub sample_ms: Option<f32>,
-    /// Drafting.
-    pub draft_ms: Option<f32>,
-    /// From the last kernel of the step before to the first of this one's forward pass.
-    pub idle_before_ms: Option<f32>,
-    /// From the first kernel of the forward pass to the last of the step.
-    pub busy_ms: Option<f32>,
-}
-
-impl StepTimes {
-    /// Of a step that could not be timed.
-    fn unknown(info: StepInfo) -> Self {
-        Self { info, forward_ms: None, sample_ms: None, draft_ms: None, idle_before_ms: None, busy_ms: None }
-    }
-}
-
-/// What did not go as wished.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Errors that the driver returned.
-    pub failures: u64,
-    /// The newest of them.
-    pub last_failure: Option<Failure>,
-    /// Steps that were not timed because all events were in use.
-    pub exhausted: u64,
-    /// Steps that were not timed because their stream was being captured.
-    pub capturing: u64,
-    /// Steps that were dropped because their context was gone.
-    pub lost_contexts: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Step {
-    info: StepInfo,
-    events: [Option<Event>; MARKS],
-    last: Option<Event>,
-}
-
-impl Step {
-    fn new(info: StepInfo) -> Self {
-        Self { info, events: [None; MARKS], last: None }
-    }
-
-    fn event(&self, mark: Mark) -> Option<Event> {
-        self.events[mark as usize]
-    }
-}
-
-/// Times steps. One per worker; used by one thread at a time.
+/// The recording side. One per worker; used by one thread at a time.
 #[derive(Debug)]
 pub struct Timer {
     driver: &'static Driver,
     context: Option<Context>,
+    context_number: ContextNumber,
     free: Vec<Event>,
     /// Events of this context that exist, free or not.
     made: usize,
-    most: usize,
-    look_at: usize,
-    /// Steps that are let come together before they are read, and ticks after which they are read all the same.
-    together: (usize, u64),
-    looked_at_ticks: u64,
+    most_events: usize,
     current: Option<Step>,
-    in_flight: VecDeque<Step>,
-    /// Last event of the newest step whose times were read.
-    before: Option<Event>,
-    counters: Counters,
+    complete: Producer<Step>,
+    read: Consumer<ReadStep>,
+    /// Steps that were handed over and are not back.
+    under_way: usize,
+    most_under_way: usize,
+    exhausted: u64,
+    capturing: u64,
+    shared: Arc<Shared>,
 }
 
 impl Timer {
-    /// `steps_in_flight`: so many steps may wait for the GPU before each of them is looked at; four times as many may
-    /// wait at all.
-    pub fn new(driver: &'static Driver, steps_in_flight: usize) -> Self {
+    /// `steps_in_flight`: once so many steps wait for the GPU or for the reader, it looks more often; four times as many
+    /// may wait at all.
+    pub fn new(driver: &'static Driver, clock: Clock, steps_in_flight: usize) -> (Self, Reader) {
         let look_at = steps_in_flight.clamp(1, 4096);
-        let steps = look_at * 4;
-        Self {
+        let most_under_way = (look_at * 4).max(LEAST_UNDER_WAY);
+        // The step that runs, and the last event of the newest that was read.
+        let most_events = (most_under_way + 2) * MARKS;
+        let (complete, steps) = RingBuffer::new(most_under_way);
+        let (read_steps, read) = RingBuffer::new(most_under_way);
+        let shared = Arc::new(Shared::default());
+        let timer = Self {
             driver,
             context: None,
-            free: Vec::with_capacity((steps + 2) * MARKS),
+            context_number: 0,
+            free: Vec::with_capacity(most_events),
             made: 0,
-            most: (steps + 2) * MARKS,
-            look_at,
-            together: (1, 0),
-            looked_at_ticks: 0,
+            most_events,
             current: None,
-            in_flight: VecDeque::with_capacity(steps + 1),
-            before: None,
-            counters: Counters::default(),
-        }
-    }
-
-    /// Lets so many steps come together before they are read, unless so many ticks have passed since the last time:
-    /// reading is cheaper in bulk, because the driver's data is in the caches then.
-    #[must_use]
-    pub fn reading_together(mut self, steps: usize, ticks: u64) -> Self {
-        self.together = (steps.clamp(1, self.look_at), ticks);
-        self
+            complete,
+            read,
+            under_way: 0,
+            most_under_way,
+            exhausted: 0,
+            capturing: 0,
+            shared: Arc::clone(&shared),
+        };
+        (timer, Reader::new(driver, clock, look_at, steps, read_steps, shared))
     }
 
     /// What did not go as wished so far.
     pub fn counters(&self) -> Counters {
-        self.counters
+        let (failures, last_failure) = self.shared.failures();
+        Counters {
+            failures,
+            last_failure,
+            exhausted: self.exhausted,
+            capturing: self.capturing,
+            lost_contexts: self.shared.lost_contexts.load(Ordering::Relaxed),
+            reader_died: self.shared.reader_died.load(Ordering::Acquire),
+        }
     }
 
-    /// Steps that wait for the GPU.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
+    /// Steps that were handed over and are not back.
+    pub fn under_way(&self) -> usize {
+        self.under_way
     }
 
     /// Events that exist.
@@ -169,28 +92,48 @@ impl Timer {
 
     /// Whether so much failed that nothing is timed any more.
     pub fn is_off(&self) -> bool {
-        self.counters.failures >= FAILURES_UNTIL_OFF
+        self.shared.is_off()
     }
 
-    /// A step begins: the one before is complete. Gives the times of steps that the GPU has finished to `read`.
+    /// Whether a step runs that takes marks.
+    #[inline]
+    pub fn takes_marks(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// A step begins: the one before is complete. Gives some of the times that the reader has read to `read`.
     pub fn begin_step(&mut self, info: StepInfo, mut read: impl FnMut(&StepTimes)) {
+        self.take_back(STEPS_PER_STEP, &mut read);
         self.end_step(&mut read);
-        let (steps, ticks) = self.together;
-        if self.in_flight.len() >= steps || info.ticks.wrapping_sub(self.looked_at_ticks) >= ticks {
-            self.looked_at_ticks = info.ticks;
-            self.harvest(&mut read);
-        }
         self.current = (!self.is_off()).then(|| Step::new(info));
     }
 
-    /// The step before is complete.
+    /// The step that runs is complete.
     fn end_step(&mut self, read: &mut impl FnMut(&StepTimes)) {
         let Some(step) = self.current.take() else { return };
         if step.last.is_some() {
-            self.in_flight.push_back(step);
+            self.hand_over(step);
         } else {
             // Nothing was marked: there is nothing to wait for.
             read(&StepTimes::unknown(step.info));
+        }
+    }
+
+    fn hand_over(&mut self, step: Step) {
+        // There is room: a step gets no event otherwise.
+        if self.complete.push(step).is_ok() {
+            self.under_way += 1;
+        }
+    }
+
+    fn take_back(&mut self, most: usize, read: &mut impl FnMut(&StepTimes)) {
+        for _ in 0..most {
+            let Ok(step) = self.read.pop() else { return };
+            self.under_way -= 1;
+            if step.context == self.context_number {
+                self.free.extend(step.free.iter().flatten().chain(&step.free_before));
+            }
+            read(&step.times);
         }
     }
 
@@ -204,174 +147,110 @@ impl Timer {
 
     /// Marks a place in the step that runs, on the stream that is launched on. `ticks` is the host's time.
     pub fn mark(&mut self, mark: Mark, stream: Stream, ticks: u64) {
-        if let Some(mut step) = self.current {
-            match self.try_mark(&mut step, mark, stream, ticks) {
-                Ok(()) => self.current = Some(step),
-                Err(failure) => {
-                    self.failed(failure);
-                    self.current = Some(step);
-                }
+        let Some(mut step) = self.current.take() else { return };
+        match self.try_mark(&mut step, mark, stream, ticks) {
+            // Nothing comes behind it, so the reader may see the GPU pass the step, and not find it long after.
+            Ok(true) if mark == Mark::StepEnd => self.hand_over(step),
+            Ok(_) => self.current = Some(step),
+            Err(failure) => {
+                self.shared.failed(failure);
+                self.current = Some(step);
             }
         }
     }
 
-    fn try_mark(&mut self, step: &mut Step, mark: Mark, stream: Stream, ticks: u64) -> Result<(), Failure> {
+    /// Whether an event was recorded.
+    fn try_mark(&mut self, step: &mut Step, mark: Mark, stream: Stream, ticks: u64) -> Result<bool, Failure> {
+        let marked = step.event(mark);
+        if marked.is_some() && matches!(mark, Mark::ForwardBegin | Mark::SampleBegin | Mark::DraftBegin) {
+            // The same place twice (a step that runs its model in parts): the first beginning and the last end count.
+            return Ok(false);
+        }
         if mark == Mark::ForwardBegin {
-            let context = self.driver.current_context()?;
-            if context.is_none() {
-                return Ok(());
-            }
-            if self.context != Some(context) {
-                self.change_context(context);
-            }
-            // A step that begins outside of a capture is none: graphs are captured between steps.
-            if self.driver.is_capturing(stream)? {
-                self.counters.capturing += 1;
-                return Ok(());
+            if !self.may_begin(step, stream)? {
+                return Ok(false);
             }
         } else if step.last.is_none() {
             // What did not begin has no end.
-            return Ok(());
+            return Ok(false);
         }
-        let Some(event) = self.take_event(mark == Mark::ForwardBegin)? else {
-            self.counters.exhausted += u64::from(mark == Mark::ForwardBegin);
-            return Ok(());
+        let event = match marked {
+            Some(event) => event,
+            None => self.take_event()?,
         };
         if let Err(failure) = self.driver.record(event, stream) {
-            self.free.push(event);
+            if marked.is_none() {
+                self.free.push(event);
+            }
             return Err(failure);
         }
-        if let Some(old) = step.events[mark as usize].replace(event) {
-            // The same place twice (a step that runs its model in parts): the first beginning and the last end count.
-            let begins = matches!(mark, Mark::ForwardBegin | Mark::SampleBegin | Mark::DraftBegin);
-            if begins {
-                step.events[mark as usize] = Some(old);
-                self.free.push(event);
-                return Ok(());
-            }
-            self.free.push(old);
-        }
+        step.events[mark as usize] = Some(event);
         step.last = Some(event);
         if mark == Mark::ForwardBegin {
             step.info.ticks = ticks;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// A free event, or a new one. With `whole_step`, only if the step can have all it may need.
-    fn take_event(&mut self, whole_step: bool) -> Result<Option<Event>, Failure> {
-        let needed = if whole_step { MARKS } else { 1 };
-        if self.free.len() + (self.most - self.made) < needed {
-            return Ok(None);
+    /// Whether a step can be timed that begins here. Asked once: graphs are captured between steps, and the rest of a step
+    /// runs in the context that it began in.
+    fn may_begin(&mut self, step: &mut Step, stream: Stream) -> Result<bool, Failure> {
+        let context = self.driver.current_context()?;
+        if context.is_none() {
+            return Ok(false);
         }
+        if self.context != Some(context) {
+            self.change_context(context);
+        }
+        if self.driver.is_capturing(stream)? {
+            self.capturing += 1;
+            return Ok(false);
+        }
+        // A step begins only if it can have all events that it may need.
+        let events_left = self.free.len() + (self.most_events - self.made);
+        if self.under_way >= self.most_under_way || events_left < MARKS {
+            self.exhausted += 1;
+            return Ok(false);
+        }
+        step.context = self.context_number;
+        Ok(true)
+    }
+
+    /// A free event, or a new one.
+    fn take_event(&mut self) -> Result<Event, Failure> {
         if let Some(event) = self.free.pop() {
-            return Ok(Some(event));
+            return Ok(event);
         }
         let event = self.driver.create_event()?;
         self.made += 1;
-        Ok(Some(event))
+        Ok(event)
     }
 
     /// The thread works in another context than before: events belong to the context that made them.
     fn change_context(&mut self, context: Context) {
-        if self.context.is_some() {
-            self.counters.lost_contexts += self.in_flight.len() as u64;
-            // The old context may be destroyed, its events with it: they are forgotten, not touched.
-            self.in_flight.clear();
-            self.free.clear();
-            self.before = None;
-            self.made = 0;
-        }
+        // The old context may be destroyed, its events with it: they are forgotten, not touched, here and by the reader.
+        self.context_number += 1;
+        self.shared.set_context(self.context_number);
+        self.free.clear();
+        self.made = 0;
         self.context = Some(context);
     }
 
-    /// Reads the steps that the GPU has finished, oldest first; looks at one more than that. Never waits.
-    pub fn harvest(&mut self, read: &mut impl FnMut(&StepTimes)) {
-        if self.is_off() {
-            return;
-        }
-        while let Some(step) = self.in_flight.front() {
-            let Some(last) = step.last else {
-                self.in_flight.pop_front();
-                continue;
-            };
-            match self.driver.has_passed(last) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(failure) => {
-                    // A step whose event cannot be asked for would stop all that follow.
-                    self.failed(failure);
-                    if let Some(step) = self.in_flight.pop_front() {
-                        self.give_up(&step, read);
-                    }
-                    continue;
-                }
-            }
-            if let Some(step) = self.in_flight.pop_front() {
-                self.read_step(&step, read);
-            }
-        }
-    }
-
-    /// Whether so many steps wait that the caller should harvest wherever it can.
-    pub fn should_harvest(&self) -> bool {
-        self.in_flight.len() >= self.look_at
-    }
-
-    fn read_step(&mut self, step: &Step, read: &mut impl FnMut(&StepTimes)) {
-        let forward_begin = step.event(Mark::ForwardBegin);
-        let times = StepTimes {
-            info: step.info,
-            forward_ms: self.elapsed(forward_begin, step.event(Mark::ForwardEnd)),
-            // Where nothing lies between the two, sampling begins when the forward pass ends.
-            sample_ms: self.elapsed(
-                step.event(Mark::SampleBegin).or(step.event(Mark::ForwardEnd)),
-                step.event(Mark::SampleEnd),
-            ),
-            draft_ms: self.elapsed(step.event(Mark::DraftBegin), step.event(Mark::DraftEnd)),
-            idle_before_ms: self.elapsed(self.before, forward_begin),
-            busy_ms: self.elapsed(forward_begin, step.last),
-        };
-        if let Some(before) = std::mem::replace(&mut self.before, step.last) {
-            self.free.push(before);
-        }
-        self.free.extend(step.events.iter().flatten().filter(|event| Some(**event) != step.last));
-        read(&times);
-    }
-
-    /// A step that cannot be read is a row without times.
-    fn give_up(&mut self, step: &Step, read: &mut impl FnMut(&StepTimes)) {
-        self.free.extend(step.events.iter().flatten());
-        if let Some(before) = self.before.take() {
-            // The step after this one does not follow the one before it.
-            self.free.push(before);
-        }
-        read(&StepTimes::unknown(step.info));
-    }
-
-    fn elapsed(&mut self, from: Option<Event>, to: Option<Event>) -> Option<f32> {
-        match self.driver.elapsed_ms(from?, to?) {
-            Ok(milliseconds) => Some(milliseconds),
-            Err(failure) => {
-                self.failed(failure);
-                None
-            }
-        }
-    }
-
-    fn failed(&mut self, failure: Failure) {
-        self.counters.failures += 1;
-        self.counters.last_failure = Some(failure);
-    }
-
-    /// Reads what is finished and gives all events back; what the GPU has not finished is lost. For an orderly end.
-    pub fn close(mut self, mut read: impl FnMut(&StepTimes)) {
+    /// Takes back what was read and gives all events back; what the GPU has not passed is lost. For an orderly end.
+    ///
+    /// `stop` ends the reader's thread, which looks once more, and gives the reader. Without it (it hangs) events stay, for
+    /// it may be using them.
+    pub fn close(mut self, stop: impl FnOnce() -> Option<Reader>, mut read: impl FnMut(&StepTimes)) -> Counters {
         self.end_step(&mut read);
-        self.harvest(&mut read);
-        if self.driver.current_context().is_ok_and(|context| Some(context) == self.context) {
-            for event in self.free.drain(..).chain(self.before.take()) {
+        let reader = stop();
+        self.take_back(self.under_way, &mut read);
+        if let Some(mut reader) = reader
+            && self.driver.current_context().is_ok_and(|context| Some(context) == self.context)
+        {
+            for event in self.free.drain(..).chain(reader.take_before(self.context_number)) {
                 let _ = self.driver.destroy_event(event);
             }
         }
+        self.counters()
     }
 }

@@ -1,8 +1,8 @@
 //! The functions of `profilemate._native`. Those that probes call per step take plain numbers.
 
 use crate::gpu;
-use crate::state::{self, Cuda, ENGINE, SpanRecord, WORKER};
-use profilemate_cuda::{Driver, Timer};
+use crate::state::{self, ENGINE, SpanRecord, WORKER};
+use profilemate_cuda::Driver;
 use profilemate_format::record::{Label, Limits, Outputs, Payload, Record};
 use profilemate_record::{Options, Writer, clock, session_folder};
 use profilemate_settings::{Settings, Value};
@@ -66,8 +66,10 @@ pub(crate) fn open(
         state.epoch += 1;
         state.lanes = Default::default();
         state.label = Label::Work;
-        // Events of a parent's context are nothing to a forked child.
-        (state.cuda.take(), state.writer.replace(writer))
+        // Events of a parent's context are nothing to a forked child, which does not have the thread that reads them
+        // either: whatever that thread held when the process was forked is held for ever, so nothing of it is dropped.
+        std::mem::forget(state.cuda.take());
+        state.writer.replace(writer)
     });
     drop(old);
     Ok(())
@@ -83,17 +85,20 @@ pub(crate) fn is_open(py: Python<'_>) -> bool {
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>) {
     let (cuda, writer) = state::with(py, |state| (state.cuda.take(), state.writer.take()));
-    if let Some(mut writer) = writer {
-        if let Some(cuda) = cuda {
-            let now = clock::ticks();
-            cuda.timer.close(|times| gpu::write_times(&mut writer, times, now));
+    let Some(mut writer) = writer else { return };
+    if let Some(cuda) = cuda {
+        if writer.is_ours() {
+            gpu::close(cuda, &mut writer);
+        } else {
+            // As in `open`.
+            std::mem::forget(cuda);
         }
-        writer.close();
     }
+    writer.close();
 }
 
 /// Times steps on the GPU from here on. `stream_function(device)` gives the stream that the calling thread launches on;
-/// up to `steps_in_flight` steps wait before each is looked at. `False`: no CUDA driver is loaded.
+/// with `steps_in_flight` steps under way the thread that reads looks more often. `False`: no CUDA driver is loaded.
 #[pyfunction]
 pub(crate) fn use_cuda(
     py: Python<'_>,
@@ -101,13 +106,7 @@ pub(crate) fn use_cuda(
     device: Py<PyAny>,
     steps_in_flight: usize,
 ) -> bool {
-    let Some(driver) = Driver::loaded() else { return false };
-    // A look at the driver's data costs most when it comes alone; a quarter of a second is soon enough for a table.
-    let timer = Timer::new(driver, steps_in_flight).reading_together(32, clock::ticks_per_second() / 4);
-    let old =
-        state::with(py, |state| state.cuda.replace(Cuda { timer, noted_failures: 0, stream_function, device }));
-    drop(old);
-    true
+    gpu::use_cuda(py, stream_function, device, steps_in_flight)
 }
 
 /// Version of CUDA that the loaded driver supports, as `13.0`; `None` without a driver.

@@ -2,12 +2,14 @@
 
 use crate::hook::call_function;
 use crate::state::{self, Cuda, SpanRecord, State, WORKER};
-use profilemate_cuda::{Mark, StepInfo, StepTimes, Stream};
+use profilemate_cuda::{Clock, Counters, Driver, Mark, StepInfo, StepTimes, Stream, Timer};
 use profilemate_format::record::{GpuStep, Label, Payload, Record};
 use profilemate_record::{Writer, clock};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use std::cell::Cell;
 use std::ptr::null_mut;
+use std::time::Duration;
 
 /// A step begins when the function is entered.
 pub(crate) const STEP: u8 = 1;
@@ -36,6 +38,45 @@ const ON_RETURN: [(u8, Mark); 5] = [
     (DRAFT, Mark::DraftEnd),
     (STEP_ENDED, Mark::StepEnd),
 ];
+
+/// How long the end of a log waits for the reader. It takes microseconds, unless the driver itself hangs.
+const READER_ENDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Stack of the reader's thread: the driver's calls run on it, and what profilers hang into them.
+const READER_STACK_BYTES: usize = 1 << 20;
+
+thread_local! {
+    /// The stream that this thread launches on, and the step in which it asked, as in `State::steps_begun`.
+    static STREAM: Cell<(u64, Stream)> = const { Cell::new((0, Stream(0))) };
+}
+
+/// Times steps on the GPU from here on, if a driver is loaded and a thread can be had.
+pub(crate) fn use_cuda(
+    py: Python<'_>,
+    stream_function: Py<PyAny>,
+    device: Py<PyAny>,
+    steps_in_flight: usize,
+) -> bool {
+    let Some(driver) = Driver::loaded() else { return false };
+    let clock = Clock { ticks: clock::ticks, ticks_per_second: clock::ticks_per_second() };
+    let (timer, reader) = Timer::new(driver, clock, steps_in_flight);
+    let started = reader.start(|body| {
+        let thread = profilemate_record::start_thread("profilemate-gpu", READER_STACK_BYTES, body)?;
+        Ok(thread.thread().clone())
+    });
+    let Ok(reader) = started else { return false };
+    let cuda = Cuda { timer, reader, noted_failures: 0, stream_function, device };
+    let old = state::with(py, |state| state.cuda.replace(cuda));
+    drop(old);
+    true
+}
+
+/// Writes what the GPU has passed, and ends the timing in order.
+pub(crate) fn close(cuda: Cuda, writer: &mut Writer) {
+    let Cuda { timer, reader, mut noted_failures, .. } = cuda;
+    let counters = timer.close(|| reader.stop(READER_ENDS_WITHIN), |times| write_times(writer, times));
+    note_failures(&counters, &mut noted_failures, writer);
+}
 
 /// A function with these marks is entered.
 #[inline]
@@ -68,33 +109,41 @@ fn begin_step(state: &mut State, ticks: u64) {
     let lane = &mut state.lanes[WORKER];
     (lane.descriptor, lane.padded_tokens, lane.forward_begin) = (0, 0, 0);
     let info = StepInfo { step: lane.step, ticks, ..StepInfo::default() };
-    let State { cuda, writer, label, .. } = state;
+    let State { cuda, writer, label, steps_begun, .. } = state;
     if let (Some(cuda), Some(writer), Label::Work) = (cuda, writer, *label) {
-        cuda.timer.begin_step(info, |times| write_times(writer, times, ticks));
-        note_failures(cuda, writer);
+        *steps_begun += 1;
+        cuda.timer.begin_step(info, |times| write_times(writer, times));
+        note_failures(&cuda.timer.counters(), &mut cuda.noted_failures, writer);
     }
 }
 
-/// Errors of the driver count as failures of a probe.
+/// Errors of the driver, and the end of the reader, count as failures of a probe.
 #[inline]
-fn note_failures(cuda: &mut Cuda, writer: &mut Writer) {
-    let counters = cuda.timer.counters();
-    if counters.failures == cuda.noted_failures {
-        return;
+fn note_failures(counters: &Counters, noted: &mut u64, writer: &mut Writer) {
+    let failures = counters.failures + u64::from(counters.reader_died);
+    if failures != *noted {
+        note_new_failures(counters, failures - *noted, writer);
+        *noted = failures;
     }
+}
+
+#[cold]
+fn note_new_failures(counters: &Counters, new: u64, writer: &mut Writer) {
     // Few at most: the timer is switched off after some.
-    for _ in cuda.noted_failures..counters.failures {
+    for _ in 0..new {
         writer.count_probe_error();
     }
-    cuda.noted_failures = counters.failures;
     let newest = counters.last_failure.map_or(0, |failure| failure.0);
-    writer
-        .fact("probe_error:cuda_events", &format!("{} errors of the driver, newest {newest}", counters.failures));
+    let end = if counters.reader_died { "; the thread that reads events ended" } else { "" };
+    writer.fact(
+        "probe_error:cuda_events",
+        &format!("{} errors of the driver, newest {newest}{end}", counters.failures),
+    );
 }
 
 /// Writes the times of a step that the GPU has finished.
-pub(crate) fn write_times(writer: &mut Writer, times: &StepTimes, now: u64) {
-    let waited = u128::from(now.saturating_sub(times.info.ticks)) * 1_000_000;
+fn write_times(writer: &mut Writer, times: &StepTimes) {
+    let waited = u128::from(times.found_ticks.saturating_sub(times.info.ticks)) * 1_000_000;
     let payload = Payload::GpuStep(GpuStep {
         forward_ms: times.forward_ms,
         sample_ms: times.sample_ms,
@@ -151,12 +200,31 @@ fn mark(py: Python<'_>, bits: u8, places: &[(u8, Mark)]) {
     });
 }
 
-/// The stream that torch launches on in this thread, if steps are timed at this moment.
+/// The stream that torch launches on in this thread, if a step takes marks at this moment.
+///
+/// Torch is asked once per step and thread. Inside a step vLLM changes its thread's stream only in `with` blocks that
+/// change it back (copies of outputs and drafts), and no function that we mark is called in one; V2 itself remembers its
+/// stream for good (`GPUModelRunner.main_stream`). Micro-batches run on threads of their own, which have their own stream
+/// here as in torch.
 fn current_stream(py: Python<'_>) -> Option<Stream> {
-    let (function, device) = state::with(py, |state| {
-        let cuda = state.cuda.as_ref().filter(|cuda| !cuda.timer.is_off())?;
-        (state.label == Label::Work).then(|| (cuda.stream_function.as_ptr(), cuda.device.as_ptr()))
+    let (step, function, device) = state::with(py, |state| {
+        // A forked child is not recording, and must not ask its parent's driver.
+        if state.label != Label::Work || !state.is_recording() {
+            return None;
+        }
+        let cuda = state.cuda.as_ref().filter(|cuda| cuda.timer.takes_marks())?;
+        Some((state.steps_begun, cuda.stream_function.as_ptr(), cuda.device.as_ptr()))
     })?;
+    let (asked_in, stream) = STREAM.get();
+    if asked_in == step {
+        return Some(stream);
+    }
+    let stream = ask_for_stream(py, function, device)?;
+    STREAM.set((step, stream));
+    Some(stream)
+}
+
+fn ask_for_stream(py: Python<'_>, function: *mut ffi::PyObject, device: *mut ffi::PyObject) -> Option<Stream> {
     let call = call_function()?;
     // SAFETY: the GIL is held and no exception is set (callers see to it); both objects are kept by the state; what
     // torch returns is a new reference, and the number is read before it is released.

@@ -1,6 +1,6 @@
 //! The recorder of this process, and what its hooks share.
 
-use profilemate_cuda::Timer;
+use profilemate_cuda::{ReaderThread, Timer};
 use profilemate_format::record::{FLAG_RAISED, Label, Payload, Record, Span};
 use profilemate_record::Writer;
 use pyo3::prelude::*;
@@ -41,7 +41,9 @@ impl Lane {
 #[derive(Debug)]
 pub(crate) struct Cuda {
     pub(crate) timer: Timer,
-    /// Errors of the driver that are noted in the log.
+    /// The thread that reads what the timer's marks recorded.
+    pub(crate) reader: ReaderThread,
+    /// Failures that are noted in the log.
     pub(crate) noted_failures: u64,
     /// `torch._C._cuda_getCurrentRawStream`, and its argument.
     pub(crate) stream_function: Py<PyAny>,
@@ -52,6 +54,8 @@ pub(crate) struct Cuda {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) cuda: Option<Cuda>,
+    /// Steps that began on a GPU so far: threads know by it whether they have asked for their stream in this one.
+    pub(crate) steps_begun: u64,
     /// String id of "forward" in the log of this epoch.
     pub(crate) forward_name: (u32, u32),
     pub(crate) writer: Option<Writer>,
@@ -77,6 +81,7 @@ unsafe impl Sync for GilCell {}
 static STATE: GilCell = GilCell(UnsafeCell::new(State {
     writer: None,
     cuda: None,
+    steps_begun: 0,
     forward_name: (0, 0),
     epoch: 0,
     lanes: [Lane::EMPTY; LANES],

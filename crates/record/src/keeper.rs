@@ -96,8 +96,6 @@ impl Keeper {
             anchors: Anchors::new(clock::anchor()),
         };
         state.publish_anchors();
-        // It calls the system and little else.
-        let builder = std::thread::Builder::new().name("profilemate".into()).stack_size(256 << 10);
         let body = move || {
             // A panic here must end this thread alone; records are then dropped once the segment is full. Until
             // then the writer writes on, so what is mapped stays mapped.
@@ -106,7 +104,8 @@ impl Keeper {
                 drop(ManuallyDrop::into_inner(state));
             }
         };
-        let thread = without_signals(|| builder.spawn(body)).map_err(Error::Thread)?;
+        // It calls the system and little else.
+        let thread = start_thread("profilemate", 256 << 10, body).map_err(Error::Thread)?;
         Ok(Self { thread })
     }
 
@@ -288,6 +287,16 @@ impl Anchors {
 
 fn between(earlier: &Anchor, later: &Anchor) -> Duration {
     Duration::from_nanos(later.monotonic_ns.saturating_sub(earlier.monotonic_ns))
+}
+
+/// Starts a thread of ours inside a host: one that takes no signal that was meant for the host.
+pub fn start_thread(
+    name: &str,
+    stack_bytes: usize,
+    body: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    let builder = std::thread::Builder::new().name(name.into()).stack_size(stack_bytes);
+    without_signals(|| builder.spawn(body))
 }
 
 /// Runs `start` with all signals blocked, and so every thread that it starts: the signals of the process are for the

@@ -15,6 +15,7 @@ mod mapping;
 pub mod session_folder;
 mod writer;
 
+pub use keeper::start_thread;
 pub use writer::{Options, Writer};
 
 /// Why a log could not be opened.

@@ -119,7 +119,7 @@ pub const SETTINGS: &[Setting] = &[
         legacy: None,
         kind: Kind::Number { min: 1 },
         default: "100",
-        help: "Event pairs in flight before harvesting is forced to look",
+        help: "Steps in flight on the GPU before their events are looked at more often",
     },
     Setting {
         key: "hash_request_ids",
