@@ -1,5 +1,7 @@
 //! Batch utilization: how full the batches were, against the scheduler's limits.
 
+use std::collections::BTreeMap;
+
 use profilemate_session::{Component, Event, Log, Payload, Session};
 
 use crate::Context;
@@ -40,6 +42,8 @@ pub struct Batch<'a> {
     pub step: Option<u64>,
     /// The engine: `engine_core-0`.
     pub process: &'a str,
+    /// What kept it from being larger; `None` = not known.
+    pub limited_by: Option<&'a str>,
 }
 
 /// `part` of `whole` in percent; `None` when there is no whole.
@@ -62,6 +66,8 @@ pub struct Summary {
     pub phases: Vec<(Phase, f64)>,
     /// The limits, of the last engine that said some.
     pub limits: Option<Limits>,
+    /// Batches by what kept them from being larger; empty = not known. Nothing when it is known of none.
+    pub limited_by: BTreeMap<String, u64>,
 }
 
 /// A mean being made.
@@ -98,6 +104,8 @@ pub(crate) struct Collector {
     tokens: Mean,
     underutilized: u64,
     phases: [Mean; 3],
+    /// By log and string id.
+    limited_by: BTreeMap<(usize, u32), (String, u64)>,
 }
 
 impl Collector {
@@ -110,6 +118,7 @@ impl Collector {
             tokens: Mean::default(),
             underutilized: 0,
             phases: [Mean::default(); 3],
+            limited_by: BTreeMap::new(),
         }
     }
 
@@ -145,6 +154,12 @@ impl Collector {
                 self.underutilized += u64::from(utilization < UNDERUTILIZED_PCT);
             }
         }
+        let log = &context.session.logs[event.log];
+        let limited_by = log.head.string(event.record.name);
+        self.limited_by
+            .entry((event.log, event.record.name))
+            .or_insert_with(|| (limited_by.unwrap_or("").to_owned(), 0))
+            .1 += 1;
         Some(Batch {
             start_ns: event.start_ns,
             num_seqs: schedule.num_seqs,
@@ -155,12 +170,21 @@ impl Collector {
             waiting: schedule.waiting,
             prefill_tokens: schedule.prefill_tokens,
             step: Some(event.record.step).filter(|step| *step != 0),
-            process: context.session.logs[event.log].process(Component::EngineCore),
+            process: log.process(Component::EngineCore),
+            limited_by,
         })
     }
 
     pub(crate) fn finish(self) -> Summary {
+        let mut limited_by = BTreeMap::new();
+        for (what, count) in self.limited_by.into_values() {
+            *limited_by.entry(what).or_default() += count;
+        }
+        if limited_by.keys().all(String::is_empty) {
+            limited_by.clear();
+        }
         Summary {
+            limited_by,
             total_samples: self.total,
             mean_seq_utilization_pct: self.seqs.value(),
             mean_token_utilization_pct: self.tokens.value(),

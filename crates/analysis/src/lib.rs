@@ -4,8 +4,8 @@
 //! one: what the scheduler decided for each step, when a worker began it, how long it sampled. The second hands every
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
-//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`]. A new one adds its file, a variant of [`Row`] and a
-//! field of [`Answers`].
+//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`]. A new one adds its
+//! file, a variant of [`Row`] and a field of [`Answers`].
 
 pub mod batch;
 pub mod counters;
@@ -14,8 +14,10 @@ pub mod cuda_graphs;
 pub mod facts;
 pub mod forward;
 pub mod gpu_clock;
+pub mod kv_cache;
 pub mod overhead;
 pub mod processes;
+pub mod requests;
 pub mod statistics;
 pub mod steps;
 
@@ -37,6 +39,14 @@ pub enum Row<'a> {
     Capture(cuda_graphs::Capture<'a>),
     /// Of the timeline of CUDA graphs.
     Replay(cuda_graphs::Replay<'a>),
+    /// Of the table of requests.
+    Lifecycle(requests::Lifecycle<'a>),
+    /// Of the table of what happened to requests.
+    RequestEvent(requests::RequestEvent<'a>),
+    /// Of the table of KV cache usage.
+    KvUsage(kv_cache::Usage<'a>),
+    /// Of the table of evicted blocks.
+    KvEviction(kv_cache::Eviction<'a>),
 }
 
 /// What a session says, apart from its rows.
@@ -58,6 +68,10 @@ pub struct Answers {
     pub batch: Option<batch::Summary>,
     /// CUDA graphs; `None` when the profiler was not on.
     pub cuda_graphs: Option<cuda_graphs::Summary>,
+    /// Lives of requests; `None` when the profiler was not on.
+    pub requests: Option<requests::Summary>,
+    /// The KV cache; `None` when the profiler was not on.
+    pub kv_cache: Option<kv_cache::Summary>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// What the probes cost, by process.
@@ -88,6 +102,8 @@ pub fn analyze<E: From<Error>>(
     let mut cuda_graphs = facts.is_on(Profiler::CudaGraphTracking).then(cuda_graphs::Collector::default);
     let mut cpu = facts.is_on(Profiler::CpuTiming).then(|| cpu::Collector::new(session));
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
+    let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
+    let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
     let mut counters = counters::Collector::default();
     let mut overhead = overhead::Collector::new(session);
     let mut processes = processes::Collector::new(session);
@@ -113,6 +129,17 @@ pub fn analyze<E: From<Error>>(
         {
             row(Row::Batch(found))?;
         }
+        if let Some(requests) = &mut requests {
+            requests.see(&context, &event, &mut row)?;
+        }
+        if let Some(kv_cache) = &mut kv_cache {
+            if let Some(found) = kv_cache.see_usage(&context, &event) {
+                row(Row::KvUsage(found))?;
+            }
+            if let Some(found) = kv_cache.see_eviction(&context, &event) {
+                row(Row::KvEviction(found))?;
+            }
+        }
         if let Some(cpu) = &mut cpu
             && let Some(found) = cpu.see(&context, &event)
         {
@@ -130,6 +157,7 @@ pub fn analyze<E: From<Error>>(
             }
         }
     }
+    let requests = requests.map(|requests| requests.finish(&context, &mut row)).transpose()?;
     let (processes, duration_ns) = processes.finish(session);
     Ok(Answers {
         facts,
@@ -141,6 +169,8 @@ pub fn analyze<E: From<Error>>(
         cuda_graphs: cuda_graphs.map(cuda_graphs::Collector::finish),
         cpu: cpu.map(cpu::Collector::finish),
         batch: batch.map(batch::Collector::finish),
+        requests,
+        kv_cache: kv_cache.map(|kv_cache| kv_cache.finish(session)),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),
     })

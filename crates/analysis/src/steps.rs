@@ -183,6 +183,8 @@ pub(crate) struct Steps {
     engines: Vec<Option<usize>>,
     /// Step by the timestamp of its outputs, ascending.
     outputs: Vec<(u64, u64)>,
+    /// When a front end took the outputs with a timestamp, nanoseconds since the session's start; ascending.
+    received: Vec<(u64, i64)>,
 }
 
 impl Steps {
@@ -196,7 +198,9 @@ impl Steps {
             let mut gpu_clock = GpuClock::default();
             let mut records = log.records();
             while let Some(record) = records.next_record()? {
-                if record.label != Label::Work || record.step == 0 {
+                let is_outputs = matches!(&record.payload, Payload::Span(_))
+                    && log.span_name(record.name) == Name::OutputProcessing;
+                if record.label != Label::Work || record.step == 0 && !is_outputs {
                     continue;
                 }
                 match &record.payload {
@@ -226,6 +230,13 @@ impl Steps {
                             worked.forward_ticks.get_or_insert(record.ticks);
                             (worked.descriptor, worked.padded_tokens) = (span.context, span.value_b);
                         }
+                        // Large outputs are taken in several slices; a client sees the first at once.
+                        Name::OutputProcessing => {
+                            let received = (span.value_a, session.nanoseconds(log, record.ticks));
+                            if steps.received.last().is_none_or(|(bits, _)| *bits != received.0) {
+                                steps.received.push(received);
+                            }
+                        }
                         Name::OutputReady => worked.entry(record.step).is_awaited = true,
                         Name::Sampling => {
                             let sampling = &mut worked.entry(record.step).sampling_ticks;
@@ -241,6 +252,7 @@ impl Steps {
             steps.on_gpu.push(on_gpu);
         }
         steps.outputs.sort_unstable();
+        steps.received.sort_unstable();
         steps.engines = (0..session.logs.len()).map(|log| engine_of(session, log)).collect();
         Ok(steps)
     }
@@ -263,6 +275,12 @@ impl Steps {
     /// What the GPU's clock said of the step of this event.
     pub(crate) fn on_gpu(&self, event: &Event) -> Option<&OnGpu> {
         self.on_gpu[event.log].get(event.record.step)
+    }
+
+    /// When a front end took the outputs with this timestamp, nanoseconds since the session's start.
+    pub(crate) fn received(&self, timestamp_bits: u64) -> Option<i64> {
+        let at = self.received.partition_point(|(bits, _)| *bits < timestamp_bits);
+        self.received.get(at).filter(|(bits, _)| *bits == timestamp_bits).map(|(_, at_ns)| *at_ns)
     }
 
     /// The step whose outputs carry this timestamp.

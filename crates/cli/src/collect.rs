@@ -66,7 +66,7 @@ fn follow(session: &Path, detached: bool) -> anyhow::Result<ExitCode> {
 /// A line in the session's `collector.log`.
 fn note(session: &Path, text: &str) {
     if let Ok(mut file) = File::options().create(true).append(true).open(session.join(LOG_FILE)) {
-        let _ = writeln!(file, "{}", profilemate_output::terminal::printable(text));
+        let _ = writeln!(file, "{}", profilemate_output::text::visible(text));
     }
 }
 

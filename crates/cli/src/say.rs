@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Write};
 
 /// One line on stderr, after our name.
 pub(crate) fn problem(text: &str) {
-    let _ = writeln!(io::stderr(), "profilemate: {}", profilemate_output::terminal::printable(text));
+    let _ = writeln!(io::stderr(), "profilemate: {}", profilemate_output::text::visible(text));
 }
 
 /// Several lines on stderr, as they are.

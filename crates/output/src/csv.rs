@@ -1,5 +1,7 @@
 //! How a cell is written. Numbers go from integers to text directly: exact, and fast enough for tens of millions.
 
+use crate::text::visible;
+
 /// A line being made.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
@@ -77,6 +79,38 @@ impl Line {
         }
     }
 
+    /// A point in time that may be unknown.
+    #[inline]
+    pub(crate) fn maybe_timestamp(&mut self, nanoseconds: Option<i64>) {
+        match nanoseconds {
+            Some(nanoseconds) => self.timestamp(nanoseconds),
+            None => self.empty(),
+        }
+    }
+
+    /// Nanoseconds that may be unknown, as seconds.
+    #[inline]
+    pub(crate) fn maybe_seconds(&mut self, nanoseconds: Option<u64>) {
+        match nanoseconds {
+            Some(nanoseconds) => self.decimal(nanoseconds, 9),
+            None => self.empty(),
+        }
+    }
+
+    /// A whole number of either sign that may be unknown.
+    #[inline]
+    pub(crate) fn maybe_signed(&mut self, value: Option<i32>) {
+        match value {
+            Some(value) => {
+                if value < 0 {
+                    self.bytes.push(b'-');
+                }
+                self.number(u64::from(value.unsigned_abs()));
+            }
+            None => self.empty(),
+        }
+    }
+
     /// `part` of `whole` in percent with four places; unknown when there is no whole.
     pub(crate) fn percent(&mut self, part: u64, whole: u64) {
         self.quotient(u128::from(part) * 1_000_000, u128::from(whole), 4);
@@ -97,11 +131,12 @@ impl Line {
         self.bytes.push(b',');
     }
 
-    /// A text from outside: quoted where CSV needs it, and with an apostrophe before what a spreadsheet would run.
+    /// A text from outside: with nothing in it that is not seen, quoted where CSV needs it, and with an apostrophe before what a spreadsheet would run.
     #[inline]
     pub(crate) fn text(&mut self, text: &str) {
-        let runs = matches!(text.as_bytes().first(), Some(b'=' | b'+' | b'-' | b'@' | b'\t' | b'\r'));
-        if text.bytes().any(|byte| matches!(byte, b',' | b'"' | b'\n' | b'\r')) {
+        let text = &*visible(text);
+        let runs = matches!(text.as_bytes().first(), Some(b'=' | b'+' | b'-' | b'@'));
+        if text.bytes().any(|byte| matches!(byte, b',' | b'"')) {
             self.bytes.push(b'"');
             if runs {
                 self.bytes.push(b'\'');
@@ -189,7 +224,8 @@ mod tests {
             ("say \"x\"", "\"say \"\"x\"\"\""),
             ("=cmd()", "'=cmd()"),
             ("@a,b", "\"'@a,b\""),
-            ("two\nlines", "\"two\nlines\""),
+            ("two\nlines\0", "two\\nlines\\u{0}"),
+            ("\t=cmd()", "\\t=cmd()"),
         ] {
             assert_eq!(line(|line| line.text(text)), format!("{cell}\n"));
         }

@@ -5,6 +5,7 @@
 //! metadata   metadata.json
 //! terminal   the summary that a person reads at the end of a run
 //! csv        how a cell is written
+//! text       ids and the like, made safe to show
 //! replace    files that appear whole or not at all
 //! ```
 
@@ -14,6 +15,7 @@ mod metadata;
 mod replace;
 pub mod tables;
 pub mod terminal;
+pub mod text;
 
 use std::io;
 use std::path::PathBuf;

@@ -8,13 +8,10 @@ use profilemate_analysis::processes::Process;
 use profilemate_analysis::steps::Phase;
 use profilemate_session::Session;
 
+use crate::text::visible;
+
 /// Columns of a terminal that everybody has.
 const WIDTH: usize = 80;
-
-/// A text from outside, safe to print: no control character of it reaches the terminal.
-pub fn printable(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
-}
 
 /// A whole number with its thousands apart.
 fn grouped(value: u64) -> String {
@@ -76,7 +73,7 @@ fn processes(processes: &[Process]) -> Vec<String> {
             let of_pid: Vec<&Process> = processes.iter().filter(|process| process.pid == pid).collect();
             let first = of_pid.first().filter(|process| process.role != "launcher")?;
             let roles: Vec<String> =
-                of_pid.iter().map(|process| format!("{}-{}", printable(&process.role), process.rank)).collect();
+                of_pid.iter().map(|process| format!("{}-{}", visible(&process.role), process.rank)).collect();
             Some(format!("{} ({})", roles.join("+"), crate::metadata::ending(first.ending)))
         })
         .collect();
@@ -88,9 +85,9 @@ fn processes(processes: &[Process]) -> Vec<String> {
 pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> String {
     let mut text = String::new();
     let counters = &answers.counters;
-    line(&mut text, "session", &printable(&session.folder.to_string_lossy()));
+    line(&mut text, "session", &visible(&session.folder.to_string_lossy()));
     if let Some(model) = &answers.facts.model {
-        line(&mut text, "model", &printable(model));
+        line(&mut text, "model", &visible(model));
     }
     line(&mut text, "duration", &duration(answers.duration_ns));
     wrapped(&mut text, "processes", &processes(&answers.processes));
@@ -111,6 +108,8 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     gpu(&mut text, answers);
     cpu(&mut text, answers);
     batch(&mut text, answers);
+    requests(&mut text, answers);
+    kv_cache(&mut text, answers);
     if !answers.overhead.is_empty() {
         text.push('\n');
         for (at, cost) in answers.overhead.iter().enumerate() {
@@ -118,7 +117,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
                 cost.share_of_step_pct.map_or(String::new(), |share| format!(", {share:.3} % of its steps"));
             let label = if at == 0 { "probes cost" } else { "" };
             let microseconds = cost.mean_ns_per_step / 1000.0;
-            line(&mut text, label, &format!("{}: {microseconds:.2} us per step{share}", printable(&cost.process)));
+            line(&mut text, label, &format!("{}: {microseconds:.2} us per step{share}", visible(&cost.process)));
         }
     }
     text.push('\n');
@@ -132,14 +131,14 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     }
     wrapped(&mut text, "records", &records);
     for damage in session.damage.iter().take(5) {
-        line(&mut text, "", &format!("{}: {}", printable(&damage.file), printable(&damage.what)));
+        line(&mut text, "", &format!("{}: {}", visible(&damage.file), visible(&damage.what)));
     }
     if session.damage.len() > 5 {
         line(&mut text, "", &format!("and {} more, see metadata.json", session.damage.len() - 5));
     }
     not_attached(&mut text, answers);
     if let Some(tables) = tables {
-        line(&mut text, "tables", &format!("{}/*.csv, *.json", printable(&tables.to_string_lossy())));
+        line(&mut text, "tables", &format!("{}/*.csv, *.json", visible(&tables.to_string_lossy())));
     }
     text
 }
@@ -150,13 +149,13 @@ fn not_attached(text: &mut String, answers: &Answers) {
     for (profiler, state) in &answers.facts.profilers {
         let Some(reason) = state.strip_prefix("could not attach: ") else { continue };
         match reasons.iter_mut().find(|(found, _)| *found == reason) {
-            Some((_, profilers)) => profilers.push(printable(profiler)),
-            None => reasons.push((reason, vec![printable(profiler)])),
+            Some((_, profilers)) => profilers.push(visible(profiler).into_owned()),
+            None => reasons.push((reason, vec![visible(profiler).into_owned()])),
         }
     }
     for (reason, profilers) in reasons {
         wrapped(text, "not attached", &profilers);
-        line(text, "", &format!("({})", printable(reason)));
+        line(text, "", &format!("({})", visible(reason)));
     }
 }
 
@@ -190,7 +189,7 @@ fn gpu(text: &mut String, answers: &Answers) {
     text.push('\n');
     for (at, gpu) in answers.gpu.iter().enumerate() {
         let label = if at == 0 { "gpu" } else { "" };
-        let process = printable(&gpu.process);
+        let process = visible(&gpu.process);
         line(text, label, &format!("{process}: waits for the host {} of the time", percent(gpu.idle_pct())));
     }
     if let Some(graphs) = answers.cuda_graphs.as_ref().filter(|graphs| !graphs.usage.is_empty()) {
@@ -256,6 +255,92 @@ fn batch(text: &mut String, answers: &Answers) {
             grouped(summary.total_samples)
         ),
     );
+    let all: u64 = summary.limited_by.values().sum();
+    let mut limits: Vec<(&String, &u64)> = summary.limited_by.iter().collect();
+    limits.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let words: Vec<String> = limits
+        .into_iter()
+        .map(|(what, count)| {
+            let what = if what.is_empty() { "unknown" } else { what };
+            format!("{} {}", visible(what), percent(profilemate_analysis::batch::percent(*count, all)))
+        })
+        .collect();
+    if !words.is_empty() {
+        wrapped(text, "limited by", &words);
+    }
+}
+
+/// Counts by what they are of, the most frequent first.
+fn counted(counts: &std::collections::BTreeMap<String, u64>) -> Vec<String> {
+    let mut counts: Vec<(&String, &u64)> = counts.iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    counts
+        .into_iter()
+        .map(|(what, count)| {
+            format!("{} {}", grouped(*count), visible(if what.is_empty() { "unknown" } else { what }))
+        })
+        .collect()
+}
+
+fn requests(text: &mut String, answers: &Answers) {
+    let Some(summary) = answers.requests.as_ref().filter(|summary| summary.total_requests > 0) else { return };
+    let _ = writeln!(text, "\n{:<20}{:>12}{:>12}{:>12}{:>12}", "requests", "count", "mean ms", "p50 ms", "p99 ms");
+    for (name, samples) in [
+        ("queue time", &summary.queue_times),
+        ("first token", &summary.ttft),
+        ("per output token", &summary.tpot),
+        ("total time", &summary.total_times),
+    ] {
+        let Some(times) = samples.clone().statistics() else { continue };
+        let _ = writeln!(
+            text,
+            "{:<20}{:>12}{:>12.3}{:>12.3}{:>12.3}",
+            format!("  {name}"),
+            grouped(times.count),
+            times.mean_ms,
+            times.p50_ms,
+            times.p99_ms
+        );
+    }
+    let mut ends = counted(&summary.finished);
+    if summary.open_requests > 0 {
+        ends.push(format!("{} not over", grouped(summary.open_requests)));
+    }
+    wrapped(text, "ended", &ends);
+    if summary.preemptions > 0 {
+        let delay = summary.resume_delays.clone().statistics();
+        let mut words = counted(&summary.preemption_reasons);
+        words.push(format!(
+            "{} of {} requests",
+            grouped(summary.preempted_requests),
+            grouped(summary.total_requests)
+        ));
+        words.push(format!("{} computed tokens lost", grouped(summary.recomputed_tokens)));
+        words.extend(delay.map(|delay| format!("resumed after {:.3} ms on average", delay.mean_ms)));
+        wrapped(text, "preemptions", &words);
+    }
+}
+
+fn kv_cache(text: &mut String, answers: &Answers) {
+    let Some(summary) = &answers.kv_cache else { return };
+    let percent = |value: Option<f64>| value.map_or("unknown".to_owned(), |value| format!("{value:.1} %"));
+    for (at, pool) in summary.pools.iter().enumerate() {
+        let mut words = vec![
+            format!("peak {} of {} blocks", percent(pool.peak_usage_pct()), grouped(pool.total_blocks)),
+            format!("mean {}", percent(pool.mean_usage_pct)),
+        ];
+        words.extend(pool.evictions.map(|evictions| format!("{} evictions", grouped(evictions))));
+        if at == 0
+            && let Some((hits, queries)) = summary.prefix_hit_tokens.zip(summary.prefix_query_tokens)
+        {
+            let rate = percent(profilemate_analysis::batch::percent(hits, queries));
+            words.push(format!("prefix cache found {rate}"));
+        }
+        if !pool.pool.is_empty() {
+            words.push(visible(&format!("{} of {}", pool.pool, pool.process)).into_owned());
+        }
+        wrapped(text, if at == 0 { "kv cache" } else { "" }, &words);
+    }
 }
 
 #[cfg(test)]
@@ -274,7 +359,7 @@ mod tests {
 
     #[test]
     fn nothing_from_outside_moves_the_cursor() {
-        assert_eq!(printable("a\u{1b}[2Jb\r\n"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}");
+        assert_eq!(visible("a\u{1b}[2Jb\r\n"), "a\\u{1b}[2Jb\\r\\n");
     }
 
     #[test]

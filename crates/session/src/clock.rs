@@ -120,6 +120,28 @@ impl Clock {
         self.lines[after.saturating_sub(1)].at(ticks)
     }
 
+    /// `CLOCK_MONOTONIC` in nanoseconds when `CLOCK_REALTIME` stood at so many seconds since 1970, by the nearest anchor;
+    /// `None` without an anchor that says, or when it would be centuries away.
+    pub fn monotonic_ns_of_realtime(&self, seconds: f64) -> Option<u64> {
+        // A float holds the time of day to a quarter of a microsecond; whole seconds apart from it lose nothing more.
+        if !seconds.is_finite() || !(1.0..1e10).contains(&seconds) {
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "in the range that was asked for"
+        )]
+        let realtime_ns = (seconds.trunc() as u64) * 1_000_000_000 + (seconds.fract() * 1e9).round() as u64;
+        let nearest = self
+            .anchors
+            .iter()
+            .filter(|anchor| anchor.realtime_ns != 0)
+            .min_by_key(|anchor| anchor.realtime_ns.abs_diff(realtime_ns))?;
+        let since = i64::try_from(i128::from(realtime_ns) - i128::from(nearest.realtime_ns)).ok()?;
+        nearest.monotonic_ns.checked_add_signed(since)
+    }
+
     /// The length of `ticks` in nanoseconds, at the average rate.
     pub fn duration_ns(&self, ticks: u64) -> u64 {
         self.lines[self.lines.len() - 1].scale(ticks)

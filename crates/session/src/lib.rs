@@ -29,7 +29,7 @@ pub use log::Log;
 pub use merge::Events;
 pub use name::{Component, Name};
 pub use profilemate_format::head::{ClockSource, Role};
-pub use profilemate_format::record::{GpuStep, Label, Payload, Record, Span};
+pub use profilemate_format::record::{self, GpuStep, Label, Payload, Record, Span};
 pub use reader::Records;
 
 use profilemate_format::RAW_FOLDER;
@@ -153,6 +153,13 @@ impl Session {
     /// Nanoseconds since the session's start at which `ticks` of this log's clock were read; before it: negative.
     pub fn nanoseconds(&self, log: &Log, ticks: u64) -> i64 {
         log.clock.monotonic_ns(ticks).wrapping_sub(self.start.monotonic_ns).cast_signed()
+    }
+
+    /// Nanoseconds since the session's start at which a process read `seconds` since 1970 off `CLOCK_REALTIME`, by the nearest
+    /// anchor of its log; `None` when that cannot be said.
+    pub fn nanoseconds_of_realtime(&self, log: &Log, seconds: f64) -> Option<i64> {
+        let monotonic_ns = log.clock.monotonic_ns_of_realtime(seconds)?;
+        Some(monotonic_ns.wrapping_sub(self.start.monotonic_ns).cast_signed())
     }
 
     /// Streams the events of all logs in the order in which they ended (then by process).

@@ -1,6 +1,6 @@
 //! `batch_utilization.csv` and `batch_utilization_summary.json`.
 
-use profilemate_analysis::batch::{Batch, Summary};
+use profilemate_analysis::batch::{Batch, Summary, percent};
 use profilemate_analysis::steps::Phase;
 use serde_json::Value;
 
@@ -24,6 +24,7 @@ pub(super) const COLUMNS: &[&str] = &[
     "decode_tokens",
     "step",
     "process",
+    "limited_by",
 ];
 
 pub(super) fn cells(batch: &Batch<'_>, line: &mut Line) {
@@ -44,6 +45,7 @@ pub(super) fn cells(batch: &Batch<'_>, line: &mut Line) {
     line.number(tokens.saturating_sub(u64::from(batch.prefill_tokens)));
     line.maybe(batch.step);
     line.text(batch.process);
+    line.text(batch.limited_by.unwrap_or(""));
 }
 
 pub(super) fn summary(summary: &Summary) -> Value {
@@ -60,5 +62,16 @@ pub(super) fn summary(summary: &Summary) -> Value {
         ("max_num_seqs", summary.limits.map(|limits| limits.max_num_seqs.into())),
         ("max_tokens", summary.limits.map(|limits| limits.max_num_tokens.into())),
         ("mixed_avg_utilization", of_phase(Phase::Mixed)),
+        ("limited_by", limited_by(summary)),
     ])
+}
+
+/// Share of the batches by what kept them from being larger, percent; absent where it is known of none.
+fn limited_by(summary: &Summary) -> Option<Value> {
+    let all: u64 = summary.limited_by.values().sum();
+    let share = |(what, count): (&String, &u64)| {
+        let what = if what.is_empty() { "unknown" } else { what };
+        Some((what.to_owned(), percent(*count, all).and_then(number)?))
+    };
+    (all > 0).then(|| Value::Object(summary.limited_by.iter().filter_map(share).collect()))
 }

@@ -4,6 +4,8 @@ mod batch_utilization;
 mod cpu_timing;
 mod cuda_graphs;
 mod forward_pass;
+mod kv_cache;
+mod requests;
 
 use std::path::Path;
 
@@ -39,6 +41,12 @@ impl Csv {
     }
 }
 
+/// A row of a table, if there is that table.
+#[inline]
+fn put(table: &mut Option<Csv>, fill: impl FnOnce(&mut Line)) -> Result<(), Error> {
+    table.as_mut().map_or(Ok(()), |csv| csv.row(fill))
+}
+
 /// The tables that have rows, each as long as its profiler was on.
 struct RowTables {
     forward: Option<Csv>,
@@ -46,6 +54,10 @@ struct RowTables {
     batch: Option<Csv>,
     captures: Option<Csv>,
     replays: Option<Csv>,
+    lifecycles: Option<Csv>,
+    request_events: Option<Csv>,
+    kv_usage: Option<Csv>,
+    kv_evictions: Option<Csv>,
 }
 
 impl RowTables {
@@ -63,32 +75,43 @@ impl RowTables {
             )?,
             captures: table(Profiler::CudaGraphTracking, cuda_graphs::CAPTURES, cuda_graphs::CAPTURES_COLUMNS)?,
             replays: table(Profiler::CudaGraphTracking, cuda_graphs::TIMELINE, cuda_graphs::TIMELINE_COLUMNS)?,
+            lifecycles: table(Profiler::PreemptionTracking, requests::LIFECYCLE, requests::LIFECYCLE_COLUMNS)?,
+            request_events: table(Profiler::PreemptionTracking, requests::EVENTS, requests::EVENTS_COLUMNS)?,
+            kv_usage: table(Profiler::KvCacheTracking, kv_cache::USAGE, kv_cache::USAGE_COLUMNS)?,
+            kv_evictions: table(Profiler::KvCacheTracking, kv_cache::EVICTIONS, kv_cache::EVICTIONS_COLUMNS)?,
         })
     }
 
     #[inline]
-    fn row(&mut self, row: Row<'_>) -> Result<(), Error> {
+    fn row(&mut self, row: &Row<'_>) -> Result<(), Error> {
         match row {
-            Row::Forward(pass) => {
-                self.forward.as_mut().map_or(Ok(()), |csv| csv.row(|line| forward_pass::cells(&pass, line)))
-            }
-            Row::Cpu(operation) => {
-                self.cpu.as_mut().map_or(Ok(()), |csv| csv.row(|line| cpu_timing::cells(&operation, line)))
-            }
-            Row::Batch(batch) => {
-                self.batch.as_mut().map_or(Ok(()), |csv| csv.row(|line| batch_utilization::cells(&batch, line)))
-            }
-            Row::Capture(capture) => {
-                self.captures.as_mut().map_or(Ok(()), |csv| csv.row(|line| cuda_graphs::capture(&capture, line)))
-            }
-            Row::Replay(replay) => {
-                self.replays.as_mut().map_or(Ok(()), |csv| csv.row(|line| cuda_graphs::replay(&replay, line)))
-            }
+            Row::Forward(pass) => put(&mut self.forward, |line| forward_pass::cells(pass, line)),
+            Row::Cpu(operation) => put(&mut self.cpu, |line| cpu_timing::cells(operation, line)),
+            Row::Batch(batch) => put(&mut self.batch, |line| batch_utilization::cells(batch, line)),
+            Row::Capture(capture) => put(&mut self.captures, |line| cuda_graphs::capture(capture, line)),
+            Row::Replay(replay) => put(&mut self.replays, |line| cuda_graphs::replay(replay, line)),
+            Row::Lifecycle(request) => put(&mut self.lifecycles, |line| requests::lifecycle(request, line)),
+            Row::RequestEvent(event) => put(&mut self.request_events, |line| requests::event(event, line)),
+            Row::KvUsage(usage) => put(&mut self.kv_usage, |line| kv_cache::usage(usage, line)),
+            Row::KvEviction(eviction) => put(&mut self.kv_evictions, |line| kv_cache::eviction(eviction, line)),
         }
     }
 
     fn into_files(self) -> impl Iterator<Item = NewFile> {
-        [self.forward, self.cpu, self.batch, self.captures, self.replays].into_iter().flatten().map(|csv| csv.file)
+        [
+            self.forward,
+            self.cpu,
+            self.batch,
+            self.captures,
+            self.replays,
+            self.lifecycles,
+            self.request_events,
+            self.kv_usage,
+            self.kv_evictions,
+        ]
+        .into_iter()
+        .flatten()
+        .map(|csv| csv.file)
     }
 }
 
@@ -99,7 +122,7 @@ impl RowTables {
 pub fn write(session: &Session, folder: &Path) -> Result<Answers, Error> {
     let _turn = one_at_a_time(folder)?;
     let mut rows = RowTables::create(folder, &Facts::of(session))?;
-    let answers = analyze::<Error>(session, |row| rows.row(row))?;
+    let answers = analyze::<Error>(session, |row| rows.row(&row))?;
     let mut files: Vec<NewFile> = rows.into_files().collect();
     if let Some(summary) = &answers.cuda_graphs {
         let mut csv = Csv::create(folder, cuda_graphs::USAGE, cuda_graphs::USAGE_COLUMNS)?;
@@ -107,6 +130,11 @@ pub fn write(session: &Session, folder: &Path) -> Result<Answers, Error> {
             csv.row(|line| cuda_graphs::usage(usage, line))?;
         }
         files.push(csv.file);
+    }
+    if let Some(summary) = &answers.kv_cache {
+        let mut file = NewFile::create(folder, kv_cache::SUMMARY_TEXT)?;
+        file.write(kv_cache::summary_text(summary).as_bytes())?;
+        files.push(file);
     }
     for (name, value) in texts(session, &answers) {
         let mut file = NewFile::create(folder, name)?;
@@ -128,6 +156,8 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
         answers.forward.as_ref().map(|summary| (forward_pass::SUMMARY, forward_pass::summary(summary))),
         answers.cpu.as_ref().map(|summary| (cpu_timing::SUMMARY, cpu_timing::summary(summary))),
         answers.batch.as_ref().map(|summary| (batch_utilization::SUMMARY, batch_utilization::summary(summary))),
+        answers.requests.as_ref().map(|summary| (requests::SUMMARY, requests::summary(summary))),
+        answers.kv_cache.as_ref().map(|summary| (kv_cache::SUMMARY, kv_cache::summary(summary))),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),
     ]
     .into_iter()
