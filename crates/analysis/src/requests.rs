@@ -462,7 +462,7 @@ impl Collector {
         let what = match std::mem::replace(&mut life.place, Place::Running(at_ns)) {
             Place::Preempted(since_ns, thrown_away) => {
                 let delay_ns = difference(Some(since_ns), Some(at_ns)).unwrap_or(0);
-                life.delay_ns += delay_ns;
+                life.delay_ns = life.delay_ns.saturating_add(delay_ns);
                 life.resumed_ns.get_or_insert(at_ns);
                 life.recomputed_tokens += u64::from(thrown_away.saturating_sub(admitted.computed_tokens));
                 self.summary.resume_delays.push(delay_ns);
@@ -470,7 +470,8 @@ impl Collector {
             }
             // A streaming session goes on with its next input.
             Place::Running(since_ns) => {
-                life.running_ns += difference(Some(since_ns), Some(at_ns)).unwrap_or(0);
+                life.running_ns =
+                    life.running_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0));
                 return Ok(());
             }
             Place::Waiting => {
@@ -498,7 +499,7 @@ impl Collector {
                 Place::Running(since_ns) => difference(Some(since_ns), Some(at_ns)),
                 Place::Waiting | Place::Preempted(..) => None,
             };
-        life.running_ns += running_ns.unwrap_or(0);
+        life.running_ns = life.running_ns.saturating_add(running_ns.unwrap_or(0));
         life.preempted_ns.get_or_insert(at_ns);
         life.preemptions += 1;
         let reason = context.session.logs[event.log].head.string(event.record.name).unwrap_or("");
@@ -537,9 +538,12 @@ impl Collector {
         of_log.ids.remove(&finished.number);
         let mut life = of_log.lives.remove(&finished.number).unwrap_or_default();
         match std::mem::take(&mut life.place) {
-            Place::Running(since_ns) => life.running_ns += difference(Some(since_ns), Some(at_ns)).unwrap_or(0),
+            Place::Running(since_ns) => {
+                life.running_ns =
+                    life.running_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0))
+            }
             Place::Preempted(since_ns, thrown_away) => {
-                life.delay_ns += difference(Some(since_ns), Some(at_ns)).unwrap_or(0);
+                life.delay_ns = life.delay_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0));
                 life.recomputed_tokens += u64::from(thrown_away);
             }
             Place::Waiting => {}

@@ -74,6 +74,11 @@ fn gpu() {
 }
 
 #[test]
+fn requests() {
+    every_table("requests");
+}
+
+#[test]
 fn segments_that_changed_places_give_the_same_tables() {
     let (_one, whole) = copy("server");
     tables::write(&Session::open(&whole).unwrap(), &whole).unwrap();

@@ -1,5 +1,7 @@
 //! Makes raw logs byte by byte, so that what is written never depends on the recorder of the day.
 
+mod requests;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -444,8 +446,13 @@ fn gpu(raw: &Path) {
 pub(crate) type WriteSession = fn(&Path);
 
 /// The golden sessions.
-pub(crate) const SESSIONS: [(&str, WriteSession); 4] =
-    [("server", server), ("single_process", single_process), ("parallel", parallel), ("gpu", gpu)];
+pub(crate) const SESSIONS: [(&str, WriteSession); 5] = [
+    ("server", server),
+    ("single_process", single_process),
+    ("parallel", parallel),
+    ("gpu", gpu),
+    ("requests", requests::requests),
+];
 
 /// The folder with the golden sessions of the first format version.
 pub(crate) fn golden() -> PathBuf {
