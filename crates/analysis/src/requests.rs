@@ -540,7 +540,7 @@ impl Collector {
         match std::mem::take(&mut life.place) {
             Place::Running(since_ns) => {
                 life.running_ns =
-                    life.running_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0))
+                    life.running_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0));
             }
             Place::Preempted(since_ns, thrown_away) => {
                 life.delay_ns = life.delay_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0));

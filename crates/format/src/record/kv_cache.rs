@@ -4,7 +4,7 @@ use super::{halves, high, low};
 
 /// One pool of KV cache blocks after a call of the scheduler. The record's name is that of the pool; 0 = the only one.
 ///
-/// Payload: eight `u32`, in the order of the fields; in the last six `u32::MAX` = unknown.
+/// Payload: eight `u32`, in the order of the fields; in the last five `u32::MAX` = unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KvCache {
     /// Blocks that requests hold.
