@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use profilemate_format::head::{Anchor, ClockSource, Identity, TEXT_OFFSET, TextKind, counter, text_entry};
-use profilemate_format::record::{Label, Limits, Outputs, Payload, Record, Schedule, Span, commit_word};
+use profilemate_format::record::{
+    KvCache, KvEviction, Label, Limits, Outputs, Payload, Record, RequestAdmitted, RequestFinished,
+    RequestFirstToken, RequestPreempted, RequestQueued, RequestText, Schedule, Span, commit_word,
+};
 use profilemate_format::segment::SegmentHeader;
 use profilemate_output::tables;
 use profilemate_session::Session;
@@ -122,16 +125,71 @@ fn scatter(value: u64) -> u64 {
     mixed ^ mixed >> 29
 }
 
+/// Steps from one request to the next: with 200 tokens each, some 30 run at a time.
+const STEPS_PER_REQUEST: u64 = 7;
+
+/// A request is queued and started, and gets its first token. Every hundredth is preempted and comes back.
+fn request_begins(engine: &mut Log, ticks: u64, step: u64) {
+    let number = step / STEPS_PER_REQUEST;
+    let arrival = 1_700_000_000.0 + ticks as f64 / RATE as f64;
+    let queued = RequestQueued {
+        number,
+        arrival_bits: arrival.to_bits(),
+        prompt_tokens: 512,
+        id_bytes: 48,
+        ..RequestQueued::default()
+    };
+    engine.push(ticks, 0, 0, Payload::RequestQueued(queued));
+    for part in 0..2 {
+        let mut bytes = *b"cmpl-0000000000000000000";
+        bytes[8..16].copy_from_slice(format!("{:08x}", number % (1 << 32)).as_bytes());
+        engine.push(ticks, 0, 0, Payload::RequestText(RequestText { number, part, bytes }));
+    }
+    let admitted =
+        RequestAdmitted { number, num_tokens: 512, scheduled_tokens: 512, ..RequestAdmitted::default() };
+    engine.push(ticks, step, 0, Payload::RequestAdmitted(admitted));
+}
+
+/// The newest one gets its first token, and the one that has run longest is over.
+fn request_ends(engine: &mut Log, ticks: u64, step: u64, [stopped, full]: [u32; 2]) {
+    let number = step / STEPS_PER_REQUEST;
+    let first = RequestFirstToken { number, output_tokens: 1, client: 0 };
+    engine.push(ticks, step, 0, Payload::RequestFirstToken(first));
+    if number.is_multiple_of(100) {
+        let preempted = RequestPreempted { number, computed_tokens: 513, ..RequestPreempted::default() };
+        engine.push(ticks, step, full, Payload::RequestPreempted(preempted));
+        let again = RequestAdmitted { number, computed_tokens: 16, ..RequestAdmitted::default() };
+        engine.push(ticks, step, 0, Payload::RequestAdmitted(again));
+    }
+    if let Some(oldest) = number.checked_sub(30).filter(|oldest| *oldest > 0) {
+        let finished = RequestFinished {
+            number: oldest,
+            prompt_tokens: 512,
+            output_tokens: 200,
+            ..RequestFinished::default()
+        };
+        engine.push(ticks, step, stopped, Payload::RequestFinished(finished));
+    }
+}
+
 fn generate(raw: &Path, records: u64) -> u64 {
     let mut engine = Log::new(raw, "engine_core", 100);
     let mut worker = Log::new(raw, "worker", 101);
     let mut front = Log::new(raw, "api_server", 102);
-    for profiler in ["forward_pass_timing", "cpu_timing", "batch_utilization_tracking"] {
+    for profiler in [
+        "forward_pass_timing",
+        "cpu_timing",
+        "batch_utilization_tracking",
+        "preemption_tracking",
+        "kv_cache_tracking",
+    ] {
         engine.fact(&format!("profiler:{profiler}"), "on");
     }
     let engine_names = ["scheduling", "update_from_output", "engine_step"].map(|name| engine.name(name));
     let worker_names = ["model_execution", "forward", "sampling", "bookkeeping"].map(|name| worker.name(name));
     let front_names = ["output_processing", "detokenization", "tokenization"].map(|name| front.name(name));
+    let limited_by = engine.name("no_waiting_request");
+    let request_names = ["FINISHED_STOPPED", "kv_cache_full"].map(|name| engine.name(name));
     engine.push(1, 0, 0, Payload::Limits(Limits { max_num_seqs: 256, max_num_tokens: 8192 }));
     let mut step = 0;
     while engine.written + worker.written + front.written < records {
@@ -148,13 +206,28 @@ fn generate(raw: &Path, records: u64) -> u64 {
             running: seqs,
             ..Schedule::default()
         };
-        engine.push(t, step, 0, Payload::Schedule(schedule));
+        if step.is_multiple_of(STEPS_PER_REQUEST) {
+            request_begins(&mut engine, t, step);
+        }
+        engine.push(t, step, limited_by, Payload::Schedule(schedule));
+        let used = 4000 + u32::try_from(random % 4000).unwrap();
+        let kv_cache =
+            KvCache { used, total: 8000, cached: used, allocated: seqs, evicted: 1, ..KvCache::default() };
+        engine.push(t + 1, step, 0, Payload::KvCache(kv_cache));
+        if step.is_multiple_of(3) {
+            let eviction =
+                KvEviction { lifetime_ticks: random, idle_ticks: wobble, stands_for: 2, ..KvEviction::default() };
+            engine.push(t + 2, step, 0, Payload::KvEviction(eviction));
+        }
         engine.span(t, 100_000 + wobble, step, engine_names[0], 0);
         let batch = u64::from(seqs + prefill) | u64::from(seqs) << 32;
         worker.span(t + 300_000, 1_200_000 + wobble, step, worker_names[1], batch);
         worker.span(t + 220_000, 1_400_000 + wobble, step, worker_names[0], batch);
         worker.span(t + 1_650_000 + wobble, 150_000, step, worker_names[2], 0);
         worker.span(t + 1_820_000 + wobble, 50_000, step, worker_names[3], 0);
+        if step.is_multiple_of(STEPS_PER_REQUEST) {
+            request_ends(&mut engine, t + 1_950_000 + wobble, step, request_names);
+        }
         let stamp = (step as f64 * 0.001 + 5.0).to_bits();
         let outputs = Outputs {
             timestamp_bits: stamp,

@@ -124,6 +124,7 @@ const HOSTILE: &str =
     "=cmd|' /C calc'!A0,\"<script>alert(1)</script>\n\r\u{1b}[31m\u{202e}evil\u{0}\u{2066} \u{fc}\u{1f980}";
 
 /// An engine, two front ends.
+#[expect(clippy::too_many_lines, reason = "one story from beginning to end")]
 pub(super) fn requests(raw: &Path) {
     let mut front = Log::new("api_server", 0, 0, 5001, 1);
     let mut other = Log::new("api_server", 1, 0, 5002, 1);
