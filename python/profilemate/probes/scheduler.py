@@ -78,7 +78,7 @@ def _after_init(_result: None, scheduler: Any) -> None:
     _native.fact("max_num_tokens", str(max_num_tokens))
     values = settings()
     if values["batch_utilization_tracking"]:
-        books.watch_limits(max_num_seqs, max_num_tokens, _only_blocks(scheduler))
+        books.watch_limits(scheduler, max_num_seqs, max_num_tokens, _only_blocks(scheduler))
     _hook_overrides(type(scheduler))
     if values["preemption_tracking"]:
         requests.watch(scheduler, books)

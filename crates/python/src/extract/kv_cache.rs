@@ -221,6 +221,8 @@ pub(crate) struct Pool {
     blocks: Py<PyAny>,
     /// Its queue of free blocks.
     free: Py<PyAny>,
+    /// Whether the prefix cache's map has a dict in `_cache`, whose length costs no call of Python.
+    is_map_inside: bool,
     name: String,
     total: u32,
     collector: Option<Py<KvCacheCollector>>,
@@ -236,7 +238,8 @@ impl Pool {
         // One block stands for "none" and is never given out.
         let total = count(&pool.getattr(name!(py, "num_gpu_blocks"))?)?.saturating_sub(1);
         let free = pool.getattr(name!(py, "free_block_queue"))?.unbind();
-        Ok(Self { blocks: pool.clone().unbind(), free, name, total, collector })
+        let is_map_inside = pool.getattr(name!(py, "cached_block_hash_to_block"))?.hasattr(name!(py, "_cache"))?;
+        Ok(Self { blocks: pool.clone().unbind(), free, is_map_inside, name, total, collector })
     }
 
     pub(crate) fn free_blocks(&self, py: Python<'_>) -> PyResult<u32> {
@@ -247,10 +250,8 @@ impl Pool {
         let used = self.total.saturating_sub(self.free_blocks(py)?);
         // A new one takes its place when the prefix cache is reset.
         let found = self.blocks.bind(py).getattr(name!(py, "cached_block_hash_to_block"))?;
-        let cached = match found.getattr_opt(name!(py, "_cache"))? {
-            Some(found) => length(&found)?,
-            None => length(&found)?,
-        };
+        let cached =
+            if self.is_map_inside { length(&found.getattr(name!(py, "_cache"))?)? } else { length(&found)? };
         let counts = match &self.collector {
             Some(collector) => std::mem::take(&mut collector.bind(py).borrow_mut().counts),
             None => Counts { allocated: u32::MAX, reused: u32::MAX, evicted: u32::MAX },

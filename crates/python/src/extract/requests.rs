@@ -5,7 +5,7 @@
 
 use super::BOOKS;
 use super::count;
-use super::scheduler::SchedulerBooks;
+use super::scheduler::{SchedulerBooks, name_of};
 use crate::state::{self, State};
 use profilemate_format::record::{
     Payload, Record, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
@@ -254,7 +254,7 @@ pub(crate) fn before_free_request(
         prefilling.del_item(&id)?;
     }
     let number = number(request)?;
-    let status: String = request.getattr(name!(py, "status"))?.getattr(name!(py, "name"))?.extract()?;
+    let status: String = name_of(&request.getattr(name!(py, "status"))?)?.extract()?;
     let prompt_tokens = count(&request.getattr(name!(py, "num_prompt_tokens"))?)?;
     let output_tokens = count(&request.getattr(name!(py, "num_output_tokens"))?)?;
     let computed_tokens = count(&request.getattr(name!(py, "num_computed_tokens"))?)?;

@@ -39,13 +39,30 @@ pub(crate) struct SchedulerBooks {
     kv_cache: Option<Watch>,
 }
 
-/// What keeps a batch from being larger.
+/// What keeps a batch from being larger, and what this version's scheduler has to ask. An attribute that is not there costs an
+/// exception each time, so that is found out once.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     running: u32,
     tokens: u32,
     /// Whether nothing but missing blocks stops the scheduler at a request that is ready: no connector, adapter, draft, …
     only_blocks: bool,
+    has_sessions: bool,
+    has_pause_state: bool,
+    passed_over: PassedOver,
+}
+
+/// Where a scheduler keeps waiting requests that it passed over because they were not ready.
+#[derive(Debug, Clone, Copy)]
+enum PassedOver {
+    /// 0.32 and newer: a set.
+    Deferred,
+    /// 0.17 to 0.28: a queue.
+    Skipped,
+    /// Older: back at the front of the others.
+    AtTheFront,
+    /// A scheduler of another kind.
+    Unknown,
 }
 
 #[pymethods]
@@ -74,10 +91,36 @@ impl SchedulerBooks {
         self.has_requests = true;
     }
 
-    /// Says from here on what kept each batch from being larger: most requests running at once, most tokens in a batch,
-    /// and whether missing blocks alone stop the scheduler at a request that is ready.
-    fn watch_limits(&mut self, running: u32, tokens: u32, only_blocks: bool) {
-        self.limits = Some(Limits { running, tokens, only_blocks });
+    /// Says from here on what kept each batch of a scheduler from being larger: most requests running at once, most tokens in
+    /// a batch, and whether missing blocks alone stop it at a request that is ready.
+    fn watch_limits(
+        &mut self,
+        scheduler: &Bound<'_, PyAny>,
+        running: u32,
+        tokens: u32,
+        only_blocks: bool,
+    ) -> PyResult<()> {
+        let py = scheduler.py();
+        // Since 0.32 more may be active than are in one batch.
+        let active = scheduler.getattr_opt(name!(py, "max_num_active_reqs"))?;
+        let passed_over = if scheduler.hasattr(name!(py, "deferred_waiting"))? {
+            PassedOver::Deferred
+        } else if scheduler.hasattr(name!(py, "skipped_waiting"))? {
+            PassedOver::Skipped
+        } else if scheduler.hasattr(name!(py, "waiting"))? {
+            PassedOver::AtTheFront
+        } else {
+            PassedOver::Unknown
+        };
+        self.limits = Some(Limits {
+            running: active.map_or(Ok(running), |active| count(&active))?,
+            tokens,
+            only_blocks,
+            has_sessions: scheduler.hasattr(name!(py, "num_waiting_for_streaming_input"))?,
+            has_pause_state: scheduler.hasattr(name!(py, "_pause_state"))?,
+            passed_over,
+        });
+        Ok(())
     }
 
     /// Looks at these pools `(name, BlockPool, collector)` of a `KVCacheManager` after each call of the scheduler.
@@ -239,47 +282,46 @@ fn limited_by(
         return Ok("no_waiting_request");
     }
     // Sessions that wait for their next input are among the waiting, and hold a place among the running.
-    let sessions = match scheduler.getattr_opt(name!(py, "num_waiting_for_streaming_input"))? {
-        Some(sessions) => count(&sessions)?,
-        None => 0,
+    let sessions = if limits.has_sessions {
+        count(&scheduler.getattr(name!(py, "num_waiting_for_streaming_input"))?)?
+    } else {
+        0
     };
     let waiting = waiting.saturating_sub(sessions);
     if waiting == 0 {
         return Ok("no_waiting_request");
     }
-    let most = match scheduler.getattr_opt(name!(py, "max_num_active_reqs"))? {
-        Some(most) => count(&most)?,
-        None => limits.running,
-    };
-    if running.saturating_add(sessions) >= most {
+    if running.saturating_add(sessions) >= limits.running {
         return Ok("max_num_seqs");
     }
-    for attribute in [name!(py, "pause_state"), name!(py, "_pause_state")] {
-        if let Some(state) = scheduler.getattr_opt(attribute)? {
-            let state: String = state.getattr(name!(py, "name"))?.extract()?;
-            if state != "UNPAUSED" {
-                return Ok("paused");
-            }
-            break;
+    if limits.has_pause_state {
+        let state = scheduler.getattr(name!(py, "_pause_state"))?;
+        if !name_of(&state)?.eq(name!(py, "UNPAUSED"))? {
+            return Ok("paused");
         }
     }
     // Requests that are not ready are passed over; they stop the scheduler only if there is no other.
-    let deferred = match scheduler.getattr_opt(name!(py, "deferred_waiting"))? {
-        Some(deferred) => Some(deferred),
-        None => scheduler.getattr_opt(name!(py, "skipped_waiting"))?,
+    let passed_over = match limits.passed_over {
+        PassedOver::Deferred => scheduler.getattr(name!(py, "deferred_waiting"))?,
+        PassedOver::Skipped => scheduler.getattr(name!(py, "skipped_waiting"))?,
+        PassedOver::AtTheFront => {
+            let queue = scheduler.getattr(name!(py, "waiting"))?;
+            if let Some(reason) = reason_to_wait(&queue.call_method0(name!(py, "peek_request"))?)? {
+                return Ok(if waiting == 1 { reason } else { "" });
+            }
+            return Ok(if limits.only_blocks { "kv_blocks" } else { "other" });
+        }
+        PassedOver::Unknown => return Ok(""),
     };
-    if let Some(deferred) = &deferred {
-        if length(deferred)?.saturating_sub(sessions) >= waiting {
-            return not_ready(deferred);
-        }
-    } else {
-        // Older versions put them back to the front.
-        let Some(queue) = scheduler.getattr_opt(name!(py, "waiting"))? else { return Ok("") };
-        if let Some(reason) = reason_to_wait(&queue.call_method0(name!(py, "peek_request"))?)? {
-            return Ok(if waiting == 1 { reason } else { "" });
-        }
+    if length(&passed_over)?.saturating_sub(sessions) >= waiting {
+        return not_ready(&passed_over);
     }
     Ok(if limits.only_blocks { "kv_blocks" } else { "other" })
+}
+
+/// The name of a member of an `Enum`, past the property that `Enum` puts before it.
+pub(super) fn name_of<'py>(member: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    member.getattr(name!(member.py(), "_name_"))
 }
 
 /// Why requests that the scheduler passed over are not ready, by the first that says so.
@@ -294,7 +336,7 @@ fn not_ready(deferred: &Bound<'_, PyAny>) -> PyResult<&'static str> {
 
 fn reason_to_wait(request: &Bound<'_, PyAny>) -> PyResult<Option<&'static str>> {
     let py = request.py();
-    let status: String = request.getattr(name!(py, "status"))?.getattr(name!(py, "name"))?.extract()?;
+    let status: String = name_of(&request.getattr(name!(py, "status"))?)?.extract()?;
     Ok(match status.as_str() {
         "WAITING_FOR_FSM" | "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR" => Some("structured_output"),
         "WAITING_FOR_REMOTE_KVS" => Some("remote_kv"),
