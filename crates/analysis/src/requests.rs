@@ -697,6 +697,9 @@ impl Collector {
         }
         open.sort_by_key(|(log, number, life)| (life.queued_ns, *log, *number));
         for (log, _, mut life) in open {
+            if let Place::Preempted(_, thrown_away) = life.place {
+                life.recomputed_tokens += u64::from(thrown_away);
+            }
             life.client = self.clients.remove(&xxh3_64(life.id.as_bytes()));
             self.hand_out(context, log, &life, None, row)?;
         }
