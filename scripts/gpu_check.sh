@@ -10,6 +10,10 @@
 #
 # The host has Python with the torch that this vLLM was built for. Our extension module and program must have been built
 # and put into python/profilemate (scripts/stage_native.sh).
+#
+# From the environment: CHECK_SECONDS, after which a check is ended without a result (280); PAIRS of runs in a cost check
+# (28 at batch 64, 12 at 256), METRICS_PAIRS and PROFILER_PAIRS, the same with vLLM's own metrics (0) and with torch.profiler
+# (2 at batch 64); LAST_BEGIN, seconds after which a check begins no further pair or round (60 before CHECK_SECONDS).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 pack=${1:?PACK} models=${2:?MODELS} out=${3:?OUT}
@@ -27,6 +31,18 @@ export PYTHONPATH=$site/vsite${PYTHONPATH:+:$PYTHONPATH}
 export VLLM_CACHE_ROOT=/tmp/profilemate-vllm-cache TRITON_CACHE_DIR=/tmp/profilemate-triton-cache
 export VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 VLLM_LOGGING_LEVEL=WARNING
+seconds=${CHECK_SECONDS:-280}
+until=(--seconds "${LAST_BEGIN:-$((seconds - 60))}")
+beside=(--vllm-metrics-pairs "${METRICS_PAIRS:-0}")
+{
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader || true
+    nvidia-smi | grep -o 'CUDA Version: [0-9.]*' || true
+    lscpu | grep -E '^(Model name|CPU\(s\)|Thread|Hypervisor|L[0-9])' || true
+    free -g | sed -n 2p
+    uname -r
+    python3 -c 'import sys, torch, triton; print("python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)'
+    sha256sum python/profilemate/_native.abi3.so python/profilemate/_bin/profilemate
+} >"$out/machine.txt" 2>&1
 llama=$models/llama-8b moe=$models/qwen3-30b-a3b-8l
 results=$out/results.jsonl
 
@@ -34,7 +50,7 @@ check() {
     local name=$1
     shift
     echo "== $name ($(date +%T))"
-    if timeout "${CHECK_SECONDS:-280}" "$@" >"$out/$name.log" 2>&1; then
+    if timeout "$seconds" "$@" >"$out/$name.log" 2>&1; then
         grep '^RESULT' "$out/$name.log" | cut -c1-3000
     else
         echo "FAILED with $?"
@@ -43,20 +59,22 @@ check() {
 }
 
 for name in "$@"; do
+    truth=(python3 benches/gpu/truth.py --label "$name" --json "$results" "${until[@]}")
+    cost=(python3 benches/gpu/cost.py "$llama" --label "$name" --json "$results" "${until[@]}")
     case $name in
-    truth-v2) check "$name" python3 benches/gpu/truth.py "$llama" --label "$name" --json "$results" ;;
-    truth-v2-piecewise)
-        check "$name" python3 benches/gpu/truth.py "$llama" --label "$name" --tokens 128 --prompt 300 --json "$results"
+    truth-v2) check "$name" "${truth[@]}" "$llama" --rounds 5 ;;
+    truth-v2-piecewise) check "$name" "${truth[@]}" "$llama" --tokens 128 --prompt 300 ;;
+    truth-v2-eager) check "$name" "${truth[@]}" "$llama" --eager --rounds 2 ;;
+    truth-v1) check "$name" "${truth[@]}" "$moe" --v1 --tokens 4096 --prompt 2000 --rounds 8 ;;
+    truth-v1-eager) check "$name" "${truth[@]}" "$moe" --v1 --eager --rounds 2 ;;
+    cost-64)
+        check "$name" "${cost[@]}" --batch 64 --pairs "${PAIRS:-28}" "${beside[@]}" --profiler-pairs "${PROFILER_PAIRS:-2}"
         ;;
-    truth-v2-eager) check "$name" python3 benches/gpu/truth.py "$llama" --label "$name" --eager --rounds 2 --json "$results" ;;
-    truth-v1) check "$name" python3 benches/gpu/truth.py "$moe" --label "$name" --v1 --tokens 4096 --prompt 2000 --json "$results" ;;
-    truth-v1-eager) check "$name" python3 benches/gpu/truth.py "$moe" --label "$name" --v1 --eager --rounds 2 --json "$results" ;;
-    cost-64) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 28 --profiler-pairs 2 --json "$results" ;;
-    cost-256) check "$name" python3 benches/gpu/cost.py "$llama" --label "$name" --batch 256 --output-length 128 --pairs 12 --json "$results" ;;
-    cost-64-lightweight)
-        PROFILEMATE_TIMING=lightweight check "$name" \
-            python3 benches/gpu/cost.py "$llama" --label "$name" --batch 64 --pairs 28 --json "$results"
+    cost-256)
+        check "$name" "${cost[@]}" --batch 256 --output-length 128 --pairs "${PAIRS:-12}" "${beside[@]}" \
+            --profiler-pairs "${PROFILER_PAIRS:-0}"
         ;;
+    cost-64-lightweight) PROFILEMATE_TIMING=lightweight check "$name" "${cost[@]}" --batch 64 --pairs "${PAIRS:-28}" ;;
     two-gpus) check "$name" python3 benches/gpu/two_gpus.py "$llama" --json "$results" ;;
     *) echo "no such check: $name" >&2 && exit 2 ;;
     esac

@@ -52,3 +52,16 @@ def generate(llm: Any, batch: list[dict[str, list[int]]], lengths: list[int]) ->
         SamplingParams(max_tokens=length, ignore_eos=True, temperature=0, detokenize=False) for length in lengths
     ]
     return [list(out.outputs[0].token_ids) for out in llm.generate(batch, sampling, use_tqdm=False)]
+
+
+def scheduler(llm: Any) -> Any:
+    """The scheduler of an engine in this process."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def pools(llm: Any) -> list[Any]:
+    """The pools of KV cache blocks of an engine in this process, each once."""
+    manager = scheduler(llm).kv_cache_manager
+    singles = getattr(manager.coordinator, "single_type_managers", ())
+    found = [manager.block_pool, manager.coordinator.block_pool, *(single.block_pool for single in singles)]
+    return list({id(pool): pool for pool in found}.values())

@@ -4,7 +4,8 @@
 
 Runs prefill, decode and mixed steps. For each step, the kernels that were launched inside its forward pass are found by
 the time of their launch calls, and the span from the first one's start to the last one's end is compared with the
-forward_time_ms that ProfileMate wrote for the step.
+forward_time_ms that ProfileMate wrote for the step. With `--v1`, what vLLM's own `--cudagraph-metrics` say of each step
+is compared with our tables as well (its V2 runner has none).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +131,78 @@ def spans(events: list[Any]) -> tuple[dict[int, float], dict[int, int]]:
     return {step: (end - begin) / 1e6 for step, (begin, end) in bounds.items()}, counts
 
 
+#: What a step was dispatched as: mode, tokens without and with padding.
+Dispatched = tuple[str, int, int]
+
+
+def collect_graph_stats(llm: Any) -> dict[int, list[Dispatched]]:
+    """Step → vLLM's own `CUDAGraphStat` of it, taken where the scheduler gets the output of the model runner."""
+    found: dict[int, list[Dispatched]] = {}
+    scheduler = common.scheduler(llm)
+    update = scheduler.update_from_output
+
+    def update_from_output(scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any) -> Any:
+        stat = model_runner_output.cudagraph_stats
+        if stat is not None:
+            # "CUDAGraphMode.FULL" or "FULL".
+            mode = str(stat.runtime_mode).rpartition(".")[2]
+            step = getattr(scheduler_output, "profilemate_step", 0)
+            found.setdefault(step, []).append((mode, stat.num_unpadded_tokens, stat.num_padded_tokens))
+        return update(scheduler_output, model_runner_output, *args, **kwargs)
+
+    scheduler.update_from_output = update_from_output
+    return found
+
+
+def compare_graph_stats(theirs: dict[int, list[Dispatched]], session: Path) -> dict[str, Any]:
+    """vLLM's own counts beside those of our tables, of the same steps."""
+    ours: dict[int, list[Dispatched]] = {}
+    with (session / "cuda_graph_timeline.csv").open() as file:
+        for row in csv.DictReader(file):
+            mode = row["descriptor"].partition(" ")[0]
+            tokens = (int(row[column] or -1) for column in ("real_tokens", "padded_tokens"))
+            ours.setdefault(int(row["step"]), []).append((mode, *tokens))
+    differ = [step for step in sorted({*ours, *theirs}) if ours.get(step) != theirs.get(step)]
+    counted = [Counter(one for step in side.values() for one in step) for side in (theirs, ours)]
+    # Mode → steps, tokens without padding, padding: summed up from vLLM's, and as our table of usage says.
+    sums: list[dict[str, list[int]]] = [{}, {}]
+    for (mode, real, padded), count in counted[0].items():
+        total = sums[0].setdefault(mode, [0, 0, 0])
+        total[:] = [total[0] + count, total[1] + count * real, total[2] + count * (padded - real)]
+    with (session / "cuda_graph_usage.csv").open() as file:
+        for row in csv.DictReader(file):
+            total = sums[1].setdefault(row["runtime_mode"], [0, 0, 0])
+            columns = ("replay_count", "real_tokens", "padding_tokens")
+            total[:] = [sofar + int(row[column]) for sofar, column in zip(total, columns, strict=True)]
+    return {
+        "steps_of_vllm": sum(map(len, theirs.values())),
+        "steps_of_ours": sum(map(len, ours.values())),
+        "kinds": len(counted[0]),
+        "steps_that_differ": len(differ),
+        "differ": [[step, theirs.get(step), ours.get(step)] for step in differ[:20]],
+        "counts_equal": counted[0] == counted[1],
+        "usage_equal": sums[0] == sums[1],
+        "steps_tokens_padding_by_mode_vllm": sums[0],
+        "steps_tokens_padding_by_mode_ours": sums[1],
+    }
+
+
 def quantile(values: list[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def main() -> None:
+    began = time.monotonic()
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--label", required=True)
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--v1", action="store_true")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="begin no round after so many seconds from the start"
+    )
     parser.add_argument("--tokens", type=int, default=2048, help="token budget of a step")
     parser.add_argument("--prompt", type=int, default=1500, help="tokens of a prompt in mixed steps")
     parser.add_argument("--json")
@@ -157,13 +219,21 @@ def main() -> None:
         enforce_eager=options.eager,
         cudagraph_metrics=True,
     )
+    print(f"engine ready after {time.monotonic() - began:.1f} s", flush=True)
+    # Before the first request: every step that was ever scheduled is in it.
+    graph_stats = collect_graph_stats(llm) if options.v1 else {}
     common.generate(llm, common.prompts(8, 128, 0), [8] * 8)
+    if options.v1:
+        assert graph_stats, "vLLM gave no CUDAGraphStat"
+        assert 0 not in graph_stats, "steps without a number"
     mark_regions()
     import torch
 
     wanted: dict[int, float] = {}
     kernels: dict[int, int] = {}
     for round_number in range(options.rounds):
+        if time.monotonic() - began > options.seconds:
+            break
         begin = time.perf_counter()
         trace = Trace()
         trace.start()
@@ -242,6 +312,8 @@ def main() -> None:
             for key in ("timing_mode", "records_lost", "overhead", "probe_errors", "profilers")
         },
     }
+    if options.v1:
+        result["cudagraph_metrics"] = compare_graph_stats(graph_stats, session)
     for name in ("cuda_graph_usage.csv", "cuda_graph_captures.csv"):
         file_name = session / name
         if file_name.exists():
