@@ -1,9 +1,13 @@
 //! Counts that vLLM keeps too: the referee of a recording.
 
+use std::collections::BTreeMap;
+
 use profilemate_session::{Event, Payload};
 
+use crate::{kv_cache, requests};
+
 /// Counts over all engines of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Scheduler calls that scheduled something.
     pub engine_steps: u64,
@@ -17,6 +21,14 @@ pub struct Counters {
     pub generation_tokens: u64,
     /// Requests finished.
     pub finished_requests: u64,
+    /// Those, by the reason that clients were told; nothing when the lives of requests were not recorded.
+    pub finished_by_reason: BTreeMap<String, u64>,
+    /// Preemptions; `None` when they were not recorded.
+    pub preemptions: Option<u64>,
+    /// Tokens that were looked up in the prefix cache; `None` when nobody says.
+    pub prefix_query_tokens: Option<u64>,
+    /// Tokens that it found; `None` when nobody says.
+    pub prefix_hit_tokens: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +53,18 @@ impl Collector {
         }
     }
 
-    pub(crate) fn finish(self) -> Counters {
-        self.0
+    /// The counts, with what the profilers of requests and of the KV cache counted, where they were on.
+    pub(crate) fn finish(
+        self,
+        requests: Option<&requests::Summary>,
+        kv_cache: Option<&kv_cache::Summary>,
+    ) -> Counters {
+        Counters {
+            finished_by_reason: requests.map(|requests| requests.finished.clone()).unwrap_or_default(),
+            preemptions: requests.map(|requests| requests.preemptions),
+            prefix_query_tokens: kv_cache.and_then(|kv_cache| kv_cache.all.prefix_query_tokens),
+            prefix_hit_tokens: kv_cache.and_then(|kv_cache| kv_cache.all.prefix_hit_tokens),
+            ..self.0
+        }
     }
 }

@@ -74,6 +74,8 @@ pub struct Facts {
     pub flags: Vec<(String, bool)>,
     /// State of each profiler: `on`, `off`, `could not attach: …`; in the order of [`Profiler::ALL`].
     pub profilers: Vec<(String, String)>,
+    /// Whether vLLM tells of evicted KV cache blocks: `on`, or `could not attach: …`.
+    pub kv_evictions: Option<String>,
     /// What each hook resolved to, or `absent: …`; by name.
     pub hooks: Vec<(String, String)>,
 }
@@ -128,11 +130,17 @@ impl Facts {
                 .map(Profiler::text)
                 .filter_map(|name| Some((name.to_owned(), strongest(&format!("profiler:{name}"))?.to_owned())))
                 .collect(),
+            kv_evictions: strongest("kv_evictions").map(str::to_owned),
             hooks: hooks
                 .into_iter()
                 .filter_map(|name| Some((name.to_owned(), strongest(&format!("hook:{name}"))?.to_owned())))
                 .collect(),
         }
+    }
+
+    /// Whether evictions of KV cache blocks were seen, if there were any. Nobody said otherwise: they were.
+    pub fn sees_evictions(&self) -> bool {
+        self.is_on(Profiler::KvCacheTracking) && self.kv_evictions.as_deref().is_none_or(|state| state == "on")
     }
 
     /// Whether a profiler was on in some process.

@@ -6,7 +6,7 @@ use profilemate_session::{Component, Event, Payload, Session};
 
 use crate::Context;
 use crate::batch::percent;
-use crate::statistics::Samples;
+use crate::statistics::{Distribution, Samples};
 
 /// One pool of blocks after a call of the scheduler. `None` = not known.
 #[derive(Debug, Clone, Copy)]
@@ -59,17 +59,17 @@ pub struct Eviction<'a> {
 }
 
 /// What is said of one pool, or of all. `None` = not known.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct PoolSummary {
-    /// Name of the pool; empty for the only one.
+    /// Name of the pool; empty for the only one of its engine, and for all together.
     pub pool: String,
-    /// The engine.
+    /// The engine; empty for all together.
     pub process: String,
     /// Blocks that there are.
-    pub total_blocks: u64,
+    pub total_blocks: Option<u64>,
     /// Most that were held at once.
-    pub peak_blocks: u64,
-    /// Mean share in use over the steps, percent.
+    pub peak_blocks: Option<u64>,
+    /// Mean share in use over the rows, percent.
     pub mean_usage_pct: Option<f64>,
     /// Blocks that were given to requests.
     pub allocations: Option<u64>,
@@ -77,43 +77,97 @@ pub struct PoolSummary {
     pub frees: Option<u64>,
     /// Cached blocks that were emptied for other use.
     pub evictions: Option<u64>,
+    /// Lifetimes of evicted blocks that were followed, seconds.
+    pub lifetime: Option<Distribution>,
+    /// Idle times of the same, seconds.
+    pub idle: Option<Distribution>,
+    /// Tokens that the prefix cache was asked for.
+    pub prefix_query_tokens: Option<u64>,
+    /// Tokens that it found.
+    pub prefix_hit_tokens: Option<u64>,
 }
 
 impl PoolSummary {
     /// Greatest share in use, percent.
     pub fn peak_usage_pct(&self) -> Option<f64> {
-        percent(self.peak_blocks, self.total_blocks)
+        percent(self.peak_blocks?, self.total_blocks?)
+    }
+
+    /// Share of the tokens that the prefix cache was asked for which it found, percent.
+    pub fn prefix_hit_rate_pct(&self) -> Option<f64> {
+        percent(self.prefix_hit_tokens?, self.prefix_query_tokens?)
     }
 }
 
 /// What is said of the KV cache.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
+    /// All pools of all engines together.
+    pub all: PoolSummary,
     /// Every pool of every engine, in the order of engines.
     pub pools: Vec<PoolSummary>,
     /// Tokens of a block.
     pub block_size: Option<u64>,
-    /// Tokens that the prefix cache was asked for.
-    pub prefix_query_tokens: Option<u64>,
-    /// Tokens that it found.
-    pub prefix_hit_tokens: Option<u64>,
-    /// Lifetimes of evicted blocks that were followed.
-    pub lifetimes: Samples,
-    /// Idle times of the same.
-    pub idle_times: Samples,
 }
 
-/// Sums being made for a pool.
+/// Sums being made for a pool, or for all.
 #[derive(Debug, Clone, Default)]
-struct Pool {
-    total: u64,
-    peak: u64,
+struct Sums {
     shares: f64,
     rows: u64,
-    used_before: u32,
+    peak: u64,
     allocations: Option<u64>,
     frees: Option<u64>,
     evictions: Option<u64>,
+    prefix_query_tokens: Option<u64>,
+    prefix_hit_tokens: Option<u64>,
+    lifetimes: Samples,
+    idle_times: Samples,
+}
+
+impl Sums {
+    fn take(&mut self, other: &Self) {
+        self.shares += other.shares;
+        self.rows += other.rows;
+        for (sum, value) in [
+            (&mut self.allocations, other.allocations),
+            (&mut self.frees, other.frees),
+            (&mut self.evictions, other.evictions),
+            (&mut self.prefix_query_tokens, other.prefix_query_tokens),
+            (&mut self.prefix_hit_tokens, other.prefix_hit_tokens),
+        ] {
+            add(sum, value);
+        }
+        self.lifetimes.extend(&other.lifetimes);
+        self.idle_times.extend(&other.idle_times);
+    }
+
+    fn summary(mut self, pool: String, process: String, total_blocks: u64) -> PoolSummary {
+        let seconds = |nanoseconds: u64| nanoseconds as f64 / 1e9;
+        PoolSummary {
+            pool,
+            process,
+            total_blocks: (self.rows > 0).then_some(total_blocks),
+            peak_blocks: (self.rows > 0).then_some(self.peak),
+            mean_usage_pct: (self.rows > 0).then(|| self.shares / self.rows as f64),
+            allocations: self.allocations,
+            frees: self.frees,
+            evictions: self.evictions,
+            lifetime: self.lifetimes.distribution(seconds),
+            idle: self.idle_times.distribution(seconds),
+            prefix_query_tokens: self.prefix_query_tokens,
+            prefix_hit_tokens: self.prefix_hit_tokens,
+        }
+    }
+}
+
+/// A pool: one name in one log. An engine that was started again has the pools of the one before.
+#[derive(Debug, Clone, Default)]
+struct Pool {
+    /// Blocks that were held last; `None` = no record said so yet.
+    used: Option<u32>,
+    total: u64,
+    sums: Sums,
 }
 
 fn known(value: u32) -> Option<u32> {
@@ -130,37 +184,58 @@ fn add(sum: &mut Option<u64>, value: Option<u64>) {
 pub(crate) struct Collector {
     /// By log and name of the pool.
     pools: BTreeMap<(usize, u32), Pool>,
-    summary: Summary,
+    /// Most blocks that were held at once in all pools.
+    peak: u64,
+    /// Blocks that are held in all pools.
+    held: u64,
+    /// Log and step of the last record: pools of one engine are written one after the other.
+    moment: Option<(usize, u64)>,
+    block_size: Option<u64>,
 }
 
 impl Collector {
     pub(crate) fn new(session: &Session) -> Self {
         let block_size =
             session.logs.iter().find_map(|log| log.head.fact("kv_block_size")).and_then(|size| size.parse().ok());
-        Self { pools: BTreeMap::new(), summary: Summary { block_size, ..Summary::default() } }
+        Self { pools: BTreeMap::new(), peak: 0, held: 0, moment: None, block_size }
     }
 
     #[inline]
     pub(crate) fn see_usage<'a>(&mut self, context: &Context<'a>, event: &Event) -> Option<Usage<'a>> {
         let Payload::KvCache(record) = &event.record.payload else { return None };
+        let moment = Some((event.log, event.record.step));
+        if self.moment != moment {
+            self.peak = self.peak.max(self.held);
+            self.moment = moment;
+        }
+        let is_new = self.pools.get(&(event.log, event.record.name)).is_none_or(|pool| pool.sums.rows == 0);
+        if is_new {
+            self.replace(context.session, event);
+        }
         let pool = self.pools.entry((event.log, event.record.name)).or_default();
         let reused = known(record.reused).map(u64::from);
         let allocated = known(record.allocated).map(u64::from).zip(reused).map(|(new, reused)| new + reused);
+        // Before the first record nothing was held, unless older records are gone.
+        let is_whole = context.session.logs[event.log].head.discarded == 0;
+        let used_before = pool.used.or((is_new && is_whole).then_some(0));
         // What went out and is not held any more came back.
         let freed = allocated
-            .map(|allocated| (u64::from(pool.used_before) + allocated).saturating_sub(u64::from(record.used)));
+            .zip(used_before)
+            .and_then(|(allocated, before)| (u64::from(before) + allocated).checked_sub(u64::from(record.used)));
         let evicted = known(record.evicted);
         let (queries, hits) = (known(record.prefix_query_tokens), known(record.prefix_hit_tokens));
-        pool.used_before = record.used;
+        self.held = self.held - u64::from(pool.used.unwrap_or(0)) + u64::from(record.used);
+        pool.used = Some(record.used);
         pool.total = u64::from(record.total);
-        pool.peak = pool.peak.max(u64::from(record.used));
-        pool.shares += percent(u64::from(record.used), u64::from(record.total)).unwrap_or(0.0);
-        pool.rows += 1;
-        add(&mut pool.allocations, allocated);
-        add(&mut pool.frees, freed);
-        add(&mut pool.evictions, evicted.map(u64::from));
-        add(&mut self.summary.prefix_query_tokens, queries.map(u64::from));
-        add(&mut self.summary.prefix_hit_tokens, hits.map(u64::from));
+        let sums = &mut pool.sums;
+        sums.peak = sums.peak.max(u64::from(record.used));
+        sums.shares += percent(u64::from(record.used), u64::from(record.total)).unwrap_or(0.0);
+        sums.rows += 1;
+        add(&mut sums.allocations, allocated);
+        add(&mut sums.frees, freed);
+        add(&mut sums.evictions, evicted.map(u64::from));
+        add(&mut sums.prefix_query_tokens, queries.map(u64::from));
+        add(&mut sums.prefix_hit_tokens, hits.map(u64::from));
         let log = &context.session.logs[event.log];
         Some(Usage {
             at_ns: event.start_ns,
@@ -184,8 +259,9 @@ impl Collector {
         let log = &context.session.logs[event.log];
         let lifetime_ns = log.clock.duration_ns(record.lifetime_ticks);
         let idle_ns = log.clock.duration_ns(record.idle_ticks);
-        self.summary.lifetimes.push(lifetime_ns);
-        self.summary.idle_times.push(idle_ns);
+        let sums = &mut self.pools.entry((event.log, event.record.name)).or_default().sums;
+        sums.lifetimes.push(lifetime_ns);
+        sums.idle_times.push(idle_ns);
         Some(Eviction {
             at_ns: event.start_ns,
             lifetime_ns,
@@ -198,25 +274,44 @@ impl Collector {
         })
     }
 
+    /// The first record of a pool: an engine of the same name whose place it takes holds nothing any more.
+    fn replace(&mut self, session: &Session, event: &Event) {
+        let process = session.logs[event.log].process(Component::EngineCore);
+        for ((log, _), pool) in &mut self.pools {
+            if *log != event.log && session.logs[*log].process(Component::EngineCore) == process {
+                self.held -= u64::from(std::mem::take(&mut pool.used).unwrap_or(0));
+            }
+        }
+    }
+
     pub(crate) fn finish(self, session: &Session) -> Summary {
-        let mut summary = self.summary;
-        summary.pools = self
-            .pools
-            .into_iter()
-            .map(|((log, name), pool)| {
-                let log = &session.logs[log];
-                PoolSummary {
-                    pool: log.head.string(name).unwrap_or("").to_owned(),
-                    process: log.process(Component::EngineCore).to_owned(),
-                    total_blocks: pool.total,
-                    peak_blocks: pool.peak,
-                    mean_usage_pct: (pool.rows > 0).then(|| pool.shares / pool.rows as f64),
-                    allocations: pool.allocations,
-                    frees: pool.frees,
-                    evictions: pool.evictions,
+        let mut merged: Vec<(String, String, Pool)> = Vec::new();
+        for ((log, name), pool) in self.pools {
+            let log = &session.logs[log];
+            let (name, process) = (log.head.string(name).unwrap_or(""), log.process(Component::EngineCore));
+            match merged.iter_mut().find(|(of, at, _)| of == name && at == process) {
+                Some((.., before)) => {
+                    before.total = pool.total;
+                    before.sums.peak = before.sums.peak.max(pool.sums.peak);
+                    before.sums.take(&pool.sums);
                 }
-            })
+                None => merged.push((name.to_owned(), process.to_owned(), pool)),
+            }
+        }
+        let peak = self.peak.max(self.held);
+        let pools: Vec<(PoolSummary, Sums)> = merged
+            .into_iter()
+            .map(|(name, process, pool)| (pool.sums.clone().summary(name, process, pool.total), pool.sums))
             .collect();
-        summary
+        let mut sums = Sums { peak, ..Sums::default() };
+        for (_, of) in &pools {
+            sums.take(of);
+        }
+        let total = pools.iter().filter_map(|(pool, _)| pool.total_blocks).sum();
+        Summary {
+            all: sums.summary(String::new(), String::new(), total),
+            pools: pools.into_iter().map(|(pool, _)| pool).collect(),
+            block_size: self.block_size,
+        }
     }
 }

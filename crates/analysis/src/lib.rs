@@ -158,19 +158,20 @@ pub fn analyze<E: From<Error>>(
         }
     }
     let requests = requests.map(|requests| requests.finish(&context, &mut row)).transpose()?;
+    let kv_cache = kv_cache.map(|kv_cache| kv_cache.finish(session));
     let (processes, duration_ns) = processes.finish(session);
     Ok(Answers {
         facts,
         processes,
         duration_ns,
-        counters: counters.finish(),
+        counters: counters.finish(requests.as_ref(), kv_cache.as_ref()),
         gpu: forward.gpu_times(),
         forward: is_forward_on.then(|| forward.finish()),
         cuda_graphs: cuda_graphs.map(cuda_graphs::Collector::finish),
         cpu: cpu.map(cpu::Collector::finish),
         batch: batch.map(batch::Collector::finish),
         requests,
-        kv_cache: kv_cache.map(|kv_cache| kv_cache.finish(session)),
+        kv_cache,
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),
     })

@@ -12,7 +12,7 @@ use profilemate_session::record::{
 use profilemate_session::{Component, Event, Payload, Session};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::statistics::Samples;
+use crate::statistics::{Distribution, Samples, milliseconds};
 use crate::{Context, Row};
 
 /// Most bytes of an id; a writer keeps no more, and a reader believes no more.
@@ -78,7 +78,7 @@ pub struct Lifecycle<'a> {
     pub first_token_ns: Option<i64>,
     /// When the front end took its last output; of an abort, when the scheduler let it go.
     pub finished_ns: Option<i64>,
-    /// Sum of the times between being preempted and being resumed, nanoseconds; `None` while it waits.
+    /// Sum of the times between being preempted and being resumed, or over, nanoseconds; `None` while it waits.
     pub preemption_delay_ns: Option<u64>,
     /// Tokens of its prompt.
     pub prompt_tokens: Option<u32>,
@@ -89,9 +89,9 @@ pub struct Lifecycle<'a> {
     /// Tokens generated; of a request that is not over, not known.
     pub output_tokens: Option<u32>,
     /// How often it was preempted.
-    pub preemptions: u64,
+    pub preemptions: Option<u64>,
     /// Computed tokens that preemptions threw away and no cache gave back.
-    pub recomputed_tokens: u64,
+    pub recomputed_tokens: Option<u64>,
     /// Why it ended, in vLLM's words for clients (`stop`, `length`, `abort`, …).
     pub finish_reason: Option<&'a str>,
     /// The engine: `engine_core-0`.
@@ -122,9 +122,9 @@ impl Lifecycle<'_> {
     }
 }
 
+/// From one moment to a later one; an end that lies before its beginning tells no time.
 fn difference(from: Option<i64>, to: Option<i64>) -> Option<u64> {
-    // Two clocks meet here; what they disagree about is no time.
-    Some(u64::try_from(to?.saturating_sub(from?)).unwrap_or(0))
+    to?.checked_sub(from?)?.try_into().ok()
 }
 
 /// What happened to a request.
@@ -157,7 +157,7 @@ pub enum Happening<'a> {
         /// Tokens that a cache still had.
         cached_tokens: u32,
         /// Since it was preempted, nanoseconds.
-        delay_ns: u64,
+        delay_ns: Option<u64>,
     },
     /// It is over.
     Finished {
@@ -206,7 +206,7 @@ pub struct RequestEvent<'a> {
 }
 
 /// What is said of all requests.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
     /// Requests that were seen.
     pub total_requests: u64,
@@ -222,18 +222,20 @@ pub struct Summary {
     pub preempted_requests: u64,
     /// Computed tokens that preemptions threw away and no cache gave back.
     pub recomputed_tokens: u64,
-    /// Running time before each preemption.
-    pub running_before_preemption: Samples,
-    /// Time from each preemption to its end.
-    pub resume_delays: Samples,
-    /// Of requests that were started.
-    pub queue_times: Samples,
-    /// Of requests with a first token.
-    pub ttft: Samples,
-    /// Of requests that are over and have two tokens at least.
-    pub tpot: Samples,
-    /// Of requests that are over, from arrival.
-    pub total_times: Samples,
+    /// Aborts among those that were over.
+    pub aborted_requests: u64,
+    /// Running time before each preemption, seconds.
+    pub running_before_preemption: Option<Distribution>,
+    /// Time from each preemption until the request was resumed, seconds.
+    pub resume_delays: Option<Distribution>,
+    /// Of requests that were started, seconds.
+    pub queue_time: Option<Distribution>,
+    /// Of requests with a first token, seconds.
+    pub ttft: Option<Distribution>,
+    /// Of requests that are over and have two tokens at least, milliseconds.
+    pub tpot: Option<Distribution>,
+    /// Of requests that are over, from arrival, seconds.
+    pub total_time: Option<Distribution>,
     /// Tokens of the prompts of requests that were seen.
     pub prompt_tokens: u64,
     /// Those of them that a cache had.
@@ -292,21 +294,36 @@ struct Life {
     kind: Option<Kind>,
     priority: Option<i32>,
     arrived_ns: Option<i64>,
+    /// `None` = its first records are gone: what happened before those that are there is not known.
     queued_ns: Option<i64>,
     started_ns: Option<i64>,
     preempted_ns: Option<i64>,
     resumed_ns: Option<i64>,
     first_token_ns: Option<i64>,
-    /// Whether that is the engine's time, and the front end's may follow.
-    awaits_first_token: bool,
     prompt_tokens: Option<u32>,
     cached_tokens: Option<u32>,
     external_tokens: Option<u32>,
     place: Place,
-    running_ns: u64,
-    delay_ns: u64,
+    running: Sum,
+    delay: Sum,
     preemptions: u64,
-    recomputed_tokens: u64,
+    recomputed: Sum,
+}
+
+/// A sum that is not known if one of its parts is not.
+#[derive(Debug, Clone, Copy)]
+struct Sum(Option<u64>);
+
+impl Default for Sum {
+    fn default() -> Self {
+        Self(Some(0))
+    }
+}
+
+impl Sum {
+    fn add(&mut self, part: Option<u64>) {
+        self.0 = self.0.zip(part).map(|(sum, part)| sum.saturating_add(part));
+    }
 }
 
 /// What a front end said of a request.
@@ -314,6 +331,8 @@ struct Life {
 struct Client {
     id: Box<str>,
     index: u32,
+    /// Requests that it stands for: two engines may have one of the same id each.
+    requests: u32,
 }
 
 /// How a request ended.
@@ -322,14 +341,24 @@ struct End {
     at_ns: i64,
     output_tokens: u32,
     prompt_tokens: u32,
+    /// By vLLM's count.
+    preemptions: Option<u64>,
     reason: String,
+    is_abort: bool,
 }
 
 /// What waits for the outputs of a step: the record that says at what time a front end took them.
 #[derive(Debug)]
-enum Waiting {
-    FirstToken { number: u64, client: u32 },
-    Finished { life: Box<Life>, end: End, client: u32 },
+struct Waiting {
+    step: u64,
+    client: u32,
+    what: Awaited,
+}
+
+#[derive(Debug)]
+enum Awaited {
+    FirstToken { number: u64 },
+    Finished { number: u64, life: Box<Life>, end: End },
 }
 
 /// What is known of one log.
@@ -359,9 +388,21 @@ pub(crate) struct Collector {
     logs: Vec<OfLog>,
     /// What front ends said of requests that have no row yet, by the hash of the engine's id.
     clients: HashMap<u64, Client>,
-    /// Requests that a front end ended by a stop string, and when.
+    /// Requests that a front end ended by a stop string, and when it last did.
     stopped: HashMap<u64, i64>,
     summary: Summary,
+    samples: AllSamples,
+}
+
+/// What the summary's times are made of.
+#[derive(Debug, Default)]
+struct AllSamples {
+    running_before_preemption: Samples,
+    resume_delays: Samples,
+    queue_times: Samples,
+    ttft: Samples,
+    tpot: Samples,
+    total_times: Samples,
 }
 
 impl Collector {
@@ -371,6 +412,7 @@ impl Collector {
             clients: HashMap::new(),
             stopped: HashMap::new(),
             summary: Summary::default(),
+            samples: AllSamples::default(),
         }
     }
 
@@ -392,16 +434,17 @@ impl Collector {
                 if life.first_token_ns.is_none() {
                     // What the engine says stands until the front end does.
                     life.first_token_ns = Some(at_ns);
-                    life.awaits_first_token = true;
-                    let (number, client) = (first.number, first.client);
-                    of_log.waiting.push(Waiting::FirstToken { number, client });
+                    let what = Awaited::FirstToken { number: first.number };
+                    of_log.wait(event.record.step, first.client, what);
                 }
             }
             Payload::RequestFinished(finished) => return self.finished(context, event, finished, row),
             Payload::Outputs(outputs) => {
                 let received_ns = context.steps.received(outputs.timestamp_bits);
-                return self.outputs(context, event.log, outputs.client, received_ns, row);
+                let (step, client) = (event.record.step, outputs.client);
+                return self.outputs(context, event.log, (step, client), received_ns, row);
             }
+            // The next step begins: outputs that did not come by now do not come.
             Payload::Schedule(_) => return self.give_up_waiting(context, event.log, row),
             Payload::ClientRequest(client) => {
                 let id = Id::new(client.id_bytes);
@@ -409,7 +452,7 @@ impl Collector {
                 self.logs[event.log].ids.insert(client.number, (id, said));
             }
             Payload::RequestStopped(stopped) => {
-                self.stopped.entry(stopped.engine_id_hash).or_insert(at_ns);
+                self.stopped.insert(stopped.engine_id_hash, at_ns);
             }
             _ => {}
         }
@@ -425,7 +468,9 @@ impl Collector {
         let life = of_log.lives.entry(queued.number).or_default();
         life.kind = Some(Kind::of(queued.traits));
         life.priority = Some(queued.priority);
-        life.arrived_ns = arrived_ns.or(Some(event.start_ns));
+        // Nothing arrives before the session begins, or after it is queued: then that clock is not this machine's.
+        let arrived_ns = arrived_ns.filter(|arrived_ns| *arrived_ns >= 0);
+        life.arrived_ns = Some(arrived_ns.map_or(event.start_ns, |arrived_ns| arrived_ns.min(event.start_ns)));
         life.queued_ns = Some(event.start_ns);
         life.prompt_tokens = Some(queued.prompt_tokens);
     }
@@ -440,7 +485,8 @@ impl Collector {
         let id = id.into_text();
         match client {
             Some((engine_id_hash, index)) => {
-                self.clients.insert(engine_id_hash, Client { id, index });
+                let before = self.clients.get(&engine_id_hash).map_or(0, |client| client.requests);
+                self.clients.insert(engine_id_hash, Client { id, index, requests: before + 1 });
             }
             None => {
                 if let Some(life) = of_log.lives.get_mut(&text.number) {
@@ -461,19 +507,22 @@ impl Collector {
         let life = self.logs[event.log].lives.entry(admitted.number).or_default();
         let what = match std::mem::replace(&mut life.place, Place::Running(at_ns)) {
             Place::Preempted(since_ns, thrown_away) => {
-                let delay_ns = difference(Some(since_ns), Some(at_ns)).unwrap_or(0);
-                life.delay_ns = life.delay_ns.saturating_add(delay_ns);
+                let delay_ns = difference(Some(since_ns), Some(at_ns));
+                life.delay.add(delay_ns);
                 life.resumed_ns.get_or_insert(at_ns);
-                life.recomputed_tokens += u64::from(thrown_away.saturating_sub(admitted.computed_tokens));
-                self.summary.resume_delays.push(delay_ns);
+                life.recomputed.add(Some(u64::from(thrown_away.saturating_sub(admitted.computed_tokens))));
+                if let Some(delay_ns) = delay_ns {
+                    self.samples.resume_delays.push(delay_ns);
+                }
                 Happening::Resumed { cached_tokens: admitted.computed_tokens, delay_ns }
             }
-            // A streaming session goes on with its next input.
-            Place::Running(since_ns) => {
-                life.running_ns =
-                    life.running_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0));
+            // A streaming session goes on with its next input. Nothing says since when it had been waiting for that.
+            Place::Running(_) => {
+                life.running.add(None);
                 return Ok(());
             }
+            // The first admission that is there, of a request whose first records are not: it may have been resumed.
+            Place::Waiting if life.queued_ns.is_none() => return Ok(()),
             Place::Waiting => {
                 life.started_ns = Some(at_ns);
                 life.cached_tokens = Some(admitted.computed_tokens);
@@ -497,16 +546,22 @@ impl Collector {
         let running_ns =
             match std::mem::replace(&mut life.place, Place::Preempted(at_ns, preempted.computed_tokens)) {
                 Place::Running(since_ns) => difference(Some(since_ns), Some(at_ns)),
-                Place::Waiting | Place::Preempted(..) => None,
+                Place::Waiting => None,
+                // In between it was resumed, and the record of that is gone.
+                Place::Preempted(..) => {
+                    life.delay.add(None);
+                    life.recomputed.add(None);
+                    None
+                }
             };
-        life.running_ns = life.running_ns.saturating_add(running_ns.unwrap_or(0));
+        life.running.add(running_ns);
         life.preempted_ns.get_or_insert(at_ns);
         life.preemptions += 1;
         let reason = context.session.logs[event.log].head.string(event.record.name).unwrap_or("");
         self.summary.preemptions += 1;
         *self.summary.preemption_reasons.entry(reason.to_owned()).or_default() += 1;
         if let Some(running_ns) = running_ns {
-            self.summary.running_before_preemption.push(running_ns);
+            self.samples.running_before_preemption.push(running_ns);
         }
         let beneficiary = if preempted.beneficiary == preempted.number {
             Beneficiary::Itself
@@ -538,43 +593,63 @@ impl Collector {
         of_log.ids.remove(&finished.number);
         let mut life = of_log.lives.remove(&finished.number).unwrap_or_default();
         match std::mem::take(&mut life.place) {
-            Place::Running(since_ns) => {
-                life.running_ns =
-                    life.running_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0));
-            }
+            Place::Running(since_ns) => life.running.add(difference(Some(since_ns), Some(at_ns))),
             Place::Preempted(since_ns, thrown_away) => {
-                life.delay_ns = life.delay_ns.saturating_add(difference(Some(since_ns), Some(at_ns)).unwrap_or(0));
-                life.recomputed_tokens += u64::from(thrown_away);
+                life.delay.add(difference(Some(since_ns), Some(at_ns)));
+                life.recomputed.add(Some(u64::from(thrown_away)));
             }
             Place::Waiting => {}
         }
         let status = context.session.logs[event.log].head.string(event.record.name).unwrap_or("");
         let mut reason = finish_reason(status);
-        let mut end_ns = at_ns;
         let hash = xxh3_64(life.id.as_bytes());
-        if let Some(stopped_ns) = self.stopped.remove(&hash) {
-            // The engine learns of a stop string by an abort, after the client has had its last token.
+        // The engine learns of a stop string by an abort, after the client has had its last token.
+        let stopped_ns = self.stopped.remove(&hash).filter(|stopped_ns| {
+            // An older request of the same id may have been stopped, and have ended by itself before its abort came.
+            Some(*stopped_ns) >= life.queued_ns
+        });
+        if stopped_ns.is_some() {
             "stop".clone_into(&mut reason);
-            end_ns = stopped_ns;
         }
-        life.client = self.clients.remove(&hash);
-        let running_ns = life.started_ns.map(|_| life.running_ns);
+        life.client = self.client_of(&life);
+        let running_ns = life.started_ns.and(life.running.0);
         let output_tokens = finished.output_tokens;
-        let what = if status == "FINISHED_ABORTED" && reason != "stop" {
+        let is_abort = status == "FINISHED_ABORTED" && stopped_ns.is_none();
+        let what = if is_abort {
             Happening::Aborted { reason: &reason, running_ns, output_tokens }
         } else {
             Happening::Finished { reason: &reason, running_ns, output_tokens }
         };
         row(Row::RequestEvent(happened(context, event, &life.id, what)))?;
-        // What an output ended, or began, waits for it.
-        let waits = event.record.step != 0 && end_ns == at_ns || life.awaits_first_token;
-        let end = End { at_ns: end_ns, output_tokens, prompt_tokens: finished.prompt_tokens, reason };
-        if waits {
-            let client = finished.client;
-            self.logs[event.log].waiting.push(Waiting::Finished { life: Box::new(life), end, client });
+        let end = End {
+            at_ns: stopped_ns.unwrap_or(at_ns),
+            output_tokens,
+            prompt_tokens: finished.prompt_tokens,
+            preemptions: Some(finished.preemptions).filter(|count| *count != u32::MAX).map(u64::from),
+            reason,
+            is_abort,
+        };
+        let of_log = &mut self.logs[event.log];
+        let number = finished.number;
+        let awaits_first_token = of_log.waiting.iter().any(|waiting| waiting.is_of(number));
+        if event.record.step != 0 && stopped_ns.is_none() || awaits_first_token {
+            // What an output ended, or began, waits for it.
+            let what = Awaited::Finished { number, life: Box::new(life), end };
+            of_log.waiting.push(Waiting { step: event.record.step, client: finished.client, what });
             return Ok(());
         }
         self.hand_out(context, event.log, &life, Some(&end), row)
+    }
+
+    /// What a front end called a request that gets its row now.
+    fn client_of(&mut self, life: &Life) -> Option<Client> {
+        let hash = xxh3_64(life.id.as_bytes());
+        let client = self.clients.get_mut(&hash)?;
+        if client.requests > 1 {
+            client.requests -= 1;
+            return Some(client.clone());
+        }
+        self.clients.remove(&hash)
     }
 
     /// The outputs of a step to one client: who waited for them knows now when its front end took them.
@@ -582,33 +657,53 @@ impl Collector {
         &mut self,
         context: &Context<'_>,
         log: usize,
-        to: u32,
+        (step, client): (u64, u32),
         received_ns: Option<i64>,
         row: &mut impl FnMut(Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let waiting = std::mem::take(&mut self.logs[log].waiting);
-        let (now, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| match waiting {
-            Waiting::FirstToken { client, .. } | Waiting::Finished { client, .. } => *client == to,
-        });
-        self.logs[log].waiting = later;
-        for waiting in now {
-            match waiting {
-                Waiting::FirstToken { number, .. } => {
-                    if let Some(life) = self.logs[log].lives.get_mut(&number) {
-                        life.take_first_token(received_ns);
-                    }
-                }
-                Waiting::Finished { mut life, mut end, .. } => {
-                    life.take_first_token(received_ns);
-                    end.at_ns = received_ns.unwrap_or(end.at_ns);
-                    self.hand_out(context, log, &life, Some(&end), row)?;
-                }
+        let mut at = 0;
+        while let Some(waiting) = self.logs[log].waiting.get(at) {
+            let is_this = waiting.step == step && waiting.client == client;
+            // Outputs of an older step do not come any more; those of this one to other clients do.
+            if !is_this && waiting.step >= step {
+                at += 1;
+                continue;
             }
+            let waiting = self.logs[log].waiting.remove(at);
+            self.wait_is_over(context, log, waiting.what, received_ns.filter(|_| is_this), row)?;
         }
         Ok(())
     }
 
-    /// The next step begins: outputs that did not come by now do not come.
+    fn wait_is_over<E>(
+        &mut self,
+        context: &Context<'_>,
+        log: usize,
+        what: Awaited,
+        received_ns: Option<i64>,
+        row: &mut impl FnMut(Row<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match what {
+            Awaited::FirstToken { number } => {
+                let Some(received_ns) = received_ns else { return Ok(()) };
+                let of_log = &mut self.logs[log];
+                let over = of_log.waiting.iter_mut().find_map(|waiting| match &mut waiting.what {
+                    Awaited::Finished { number: over, life, .. } if *over == number => Some(&mut **life),
+                    _ => None,
+                });
+                if let Some(life) = over.or_else(|| of_log.lives.get_mut(&number)) {
+                    life.first_token_ns = Some(received_ns);
+                }
+                Ok(())
+            }
+            Awaited::Finished { life, mut end, .. } => {
+                end.at_ns = received_ns.unwrap_or(end.at_ns);
+                self.hand_out(context, log, &life, Some(&end), row)
+            }
+        }
+    }
+
+    /// What still waits gets what the engine said.
     fn give_up_waiting<E>(
         &mut self,
         context: &Context<'_>,
@@ -616,9 +711,7 @@ impl Collector {
         row: &mut impl FnMut(Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         for waiting in std::mem::take(&mut self.logs[log].waiting) {
-            if let Waiting::Finished { life, end, .. } = waiting {
-                self.hand_out(context, log, &life, Some(&end), row)?;
-            }
+            self.wait_is_over(context, log, waiting.what, None, row)?;
         }
         Ok(())
     }
@@ -633,6 +726,14 @@ impl Collector {
         row: &mut impl FnMut(Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let is_waiting = matches!(life.place, Place::Preempted(..));
+        // Of a request whose first records are gone, preemptions are known if vLLM counted those that are there.
+        let counted = end.and_then(|end| end.preemptions);
+        let recomputed = match life.place {
+            // It is not over, and its work is thrown away for now.
+            Place::Preempted(_, thrown_away) => life.recomputed.0.map(|sum| sum + u64::from(thrown_away)),
+            _ => life.recomputed.0,
+        };
+        let is_whole = life.queued_ns.is_some() || counted == Some(life.preemptions);
         let found = Lifecycle {
             request_id: &life.id,
             client_request_id: life.client.as_ref().map_or(&life.id, |client| &client.id),
@@ -642,17 +743,17 @@ impl Collector {
             arrived_ns: life.arrived_ns,
             queued_ns: life.queued_ns,
             started_ns: life.started_ns,
-            preempted_ns: life.preempted_ns,
-            resumed_ns: life.resumed_ns,
+            preempted_ns: life.preempted_ns.filter(|_| is_whole),
+            resumed_ns: life.resumed_ns.filter(|_| is_whole),
             first_token_ns: life.first_token_ns,
             finished_ns: end.map(|end| end.at_ns),
-            preemption_delay_ns: Some(life.delay_ns).filter(|_| !is_waiting),
+            preemption_delay_ns: life.delay.0.filter(|_| is_whole && !is_waiting),
             prompt_tokens: end.map(|end| end.prompt_tokens).or(life.prompt_tokens),
             cached_tokens: life.cached_tokens,
             external_tokens: life.external_tokens,
             output_tokens: end.map(|end| end.output_tokens),
-            preemptions: life.preemptions,
-            recomputed_tokens: life.recomputed_tokens,
+            preemptions: if is_whole { Some(life.preemptions) } else { counted },
+            recomputed_tokens: recomputed.filter(|_| is_whole),
             finish_reason: end.map(|end| end.reason.as_str()),
             process: context.session.logs[log].process(Component::EngineCore),
         };
@@ -661,19 +762,20 @@ impl Collector {
         match end {
             Some(end) => {
                 *summary.finished.entry(end.reason.clone()).or_default() += 1;
+                summary.aborted_requests += u64::from(end.is_abort);
                 summary.output_tokens += u64::from(end.output_tokens);
             }
             None => summary.open_requests += 1,
         }
         summary.preempted_requests += u64::from(life.preemptions > 0);
-        summary.recomputed_tokens += life.recomputed_tokens;
+        summary.recomputed_tokens = summary.recomputed_tokens.saturating_add(found.recomputed_tokens.unwrap_or(0));
         summary.prompt_tokens += u64::from(found.prompt_tokens.unwrap_or(0));
         summary.cached_tokens += u64::from(life.cached_tokens.unwrap_or(0));
         for (samples, value) in [
-            (&mut summary.queue_times, found.queue_time_ns()),
-            (&mut summary.ttft, found.ttft_ns()),
-            (&mut summary.tpot, found.tpot_ns()),
-            (&mut summary.total_times, found.total_time_ns()),
+            (&mut self.samples.queue_times, found.queue_time_ns()),
+            (&mut self.samples.ttft, found.ttft_ns()),
+            (&mut self.samples.tpot, found.tpot_ns()),
+            (&mut self.samples.total_times, found.total_time_ns()),
         ] {
             if let Some(value) = value {
                 samples.push(value);
@@ -697,22 +799,34 @@ impl Collector {
         }
         open.sort_by_key(|(log, number, life)| (life.queued_ns, *log, *number));
         for (log, _, mut life) in open {
-            if let Place::Preempted(_, thrown_away) = life.place {
-                life.recomputed_tokens += u64::from(thrown_away);
-            }
-            life.client = self.clients.remove(&xxh3_64(life.id.as_bytes()));
+            life.client = self.client_of(&life);
             self.hand_out(context, log, &life, None, row)?;
         }
-        Ok(self.summary)
+        let (mut summary, mut samples) = (self.summary, self.samples);
+        let seconds = |nanoseconds: u64| nanoseconds as f64 / 1e9;
+        summary.running_before_preemption = samples.running_before_preemption.distribution(seconds);
+        summary.resume_delays = samples.resume_delays.distribution(seconds);
+        summary.queue_time = samples.queue_times.distribution(seconds);
+        summary.ttft = samples.ttft.distribution(seconds);
+        summary.tpot = samples.tpot.distribution(milliseconds);
+        summary.total_time = samples.total_times.distribution(seconds);
+        Ok(summary)
     }
 }
 
-impl Life {
-    /// The front end took the outputs that its first token came with, if it waits for that.
-    fn take_first_token(&mut self, received_ns: Option<i64>) {
-        if std::mem::take(&mut self.awaits_first_token) {
-            self.first_token_ns = received_ns.or(self.first_token_ns);
+impl OfLog {
+    /// Something waits for the outputs of a step to a client; nothing waits for those of no step.
+    fn wait(&mut self, step: u64, client: u32, what: Awaited) {
+        if step != 0 {
+            self.waiting.push(Waiting { step, client, what });
         }
+    }
+}
+
+impl Waiting {
+    /// Whether the first token of this request is waited for.
+    fn is_of(&self, request: u64) -> bool {
+        matches!(self.what, Awaited::FirstToken { number } if number == request)
     }
 }
 

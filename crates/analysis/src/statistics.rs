@@ -31,6 +31,25 @@ pub struct Statistics {
     pub total_ms: f64,
 }
 
+/// What is said of samples, in a unit of the asker's choice.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distribution {
+    /// Number of samples; never 0.
+    pub count: u64,
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 95th percentile.
+    pub p95: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Greatest.
+    pub max: f64,
+}
+
 /// Nanoseconds as milliseconds.
 pub fn milliseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
@@ -95,6 +114,28 @@ impl Samples {
         let difference = high - low;
         // numpy's _lerp: from the nearer end, so that the result never passes it.
         Some(if weight >= 0.5 { high - difference * (1.0 - weight) } else { low + difference * weight })
+    }
+
+    /// Mean and percentiles in the unit that `scale` turns nanoseconds into; `None` without samples.
+    pub fn distribution(&mut self, scale: impl Fn(u64) -> f64) -> Option<Distribution> {
+        let scale = &scale;
+        Some(Distribution {
+            count: self.len() as u64,
+            // Of the exact sum, in the proportion of the unit.
+            mean: self.mean_ns() * scale(1_000_000_000) / 1e9,
+            p50: self.percentile(0.5, scale)?,
+            p90: self.percentile(0.9, scale)?,
+            p95: self.percentile(0.95, scale)?,
+            p99: self.percentile(0.99, scale)?,
+            max: self.percentile(1.0, scale)?,
+        })
+    }
+
+    /// Takes over all samples of another.
+    pub fn extend(&mut self, other: &Self) {
+        self.short.extend_from_slice(&other.short);
+        self.long.extend_from_slice(&other.long);
+        self.sum += other.sum;
     }
 
     /// Everything at once; `None` without samples.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
+use profilemate_output::text::json;
 use profilemate_output::{tables, terminal};
 use profilemate_session::{Error, Session};
 use profilemate_settings::Settings;
@@ -27,7 +28,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let session = Session::open(&folder)?;
     let answers = profilemate_analysis::analyze::<Error>(&session, |_| Ok(()))?;
     let text = if arguments.json {
-        format!("{:#}\n", tables::documents(&session, &answers))
+        json(&tables::documents(&session, &answers))
     } else {
         // What `report` shows is read from the raw logs; the tables may be older or missing.
         let tables = session.folder.join("metadata.json").exists().then(|| session.folder.clone());

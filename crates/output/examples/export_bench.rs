@@ -1,7 +1,7 @@
 //! How long it takes to make all tables, and how much memory.
 //!
 //! ```text
-//! cargo run --release -p profilemate-output --example export_bench -- [RECORDS] [FOLDER]
+//! cargo run --release -p profilemate-output --example export_bench -- [RECORDS] [FOLDER] [STEPS_PER_REQUEST]
 //! ```
 //! Writes a synthetic session of RECORDS records (default: 10 million; as one API server, one engine core and one
 //! worker would) into a new folder in FOLDER (default: the temporary folder), makes every table of it, prints one JSON
@@ -125,12 +125,11 @@ fn scatter(value: u64) -> u64 {
     mixed ^ mixed >> 29
 }
 
-/// Steps from one request to the next: with 200 tokens each, some 30 run at a time.
+/// Steps from one request to the next, unless another number is asked for: with 200 tokens each, some 30 run at a time.
 const STEPS_PER_REQUEST: u64 = 7;
 
 /// A request is queued and started, and gets its first token. Every hundredth is preempted and comes back.
-fn request_begins(engine: &mut Log, ticks: u64, step: u64) {
-    let number = step / STEPS_PER_REQUEST;
+fn request_begins(engine: &mut Log, ticks: u64, step: u64, number: u64) {
     let arrival = 1_700_000_000.0 + ticks as f64 / RATE as f64;
     let queued = RequestQueued {
         number,
@@ -151,8 +150,7 @@ fn request_begins(engine: &mut Log, ticks: u64, step: u64) {
 }
 
 /// The newest one gets its first token, and the one that has run longest is over.
-fn request_ends(engine: &mut Log, ticks: u64, step: u64, [stopped, full]: [u32; 2]) {
-    let number = step / STEPS_PER_REQUEST;
+fn request_ends(engine: &mut Log, ticks: u64, step: u64, number: u64, [stopped, full]: [u32; 2]) {
     let first = RequestFirstToken { number, output_tokens: 1, client: 0 };
     engine.push(ticks, step, 0, Payload::RequestFirstToken(first));
     if number.is_multiple_of(100) {
@@ -172,7 +170,7 @@ fn request_ends(engine: &mut Log, ticks: u64, step: u64, [stopped, full]: [u32; 
     }
 }
 
-fn generate(raw: &Path, records: u64) -> u64 {
+fn generate(raw: &Path, records: u64, steps_per_request: u64) -> u64 {
     let mut engine = Log::new(raw, "engine_core", 100);
     let mut worker = Log::new(raw, "worker", 101);
     let mut front = Log::new(raw, "api_server", 102);
@@ -206,8 +204,8 @@ fn generate(raw: &Path, records: u64) -> u64 {
             running: seqs,
             ..Schedule::default()
         };
-        if step.is_multiple_of(STEPS_PER_REQUEST) {
-            request_begins(&mut engine, t, step);
+        if step.is_multiple_of(steps_per_request) {
+            request_begins(&mut engine, t, step, step / steps_per_request);
         }
         engine.push(t, step, limited_by, Payload::Schedule(schedule));
         let used = 4000 + u32::try_from(random % 4000).unwrap();
@@ -225,8 +223,8 @@ fn generate(raw: &Path, records: u64) -> u64 {
         worker.span(t + 220_000, 1_400_000 + wobble, step, worker_names[0], batch);
         worker.span(t + 1_650_000 + wobble, 150_000, step, worker_names[2], 0);
         worker.span(t + 1_820_000 + wobble, 50_000, step, worker_names[3], 0);
-        if step.is_multiple_of(STEPS_PER_REQUEST) {
-            request_ends(&mut engine, t + 1_950_000 + wobble, step, request_names);
+        if step.is_multiple_of(steps_per_request) {
+            request_ends(&mut engine, t + 1_950_000 + wobble, step, step / steps_per_request, request_names);
         }
         let stamp = (step as f64 * 0.001 + 5.0).to_bits();
         let outputs = Outputs {
@@ -253,37 +251,45 @@ fn generate(raw: &Path, records: u64) -> u64 {
     written
 }
 
-fn peak_rss_kib() -> i64 {
+/// Most memory that was resident, in KiB, and the processor time that was used so far, in seconds.
+fn used() -> (i64, f64) {
     // SAFETY: all zero is a value of this plain struct, and getrusage fills it through a valid pointer.
-    unsafe {
+    let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
-        usage.ru_maxrss
-    }
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    (usage.ru_maxrss, seconds(usage.ru_utime) + seconds(usage.ru_stime))
 }
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let records: u64 = arguments.next().map_or(10_000_000, |count| count.parse().unwrap());
     let parent = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
+    let steps_per_request = arguments.next().map_or(STEPS_PER_REQUEST, |steps| steps.parse().unwrap());
     let session = parent.join(format!("session_20260101_000000_{:06x}", std::process::id()));
     fs::create_dir_all(session.join("raw")).unwrap();
-    let records = generate(&session.join("raw"), records);
-    let rss_before = peak_rss_kib();
+    let records = generate(&session.join("raw"), records, steps_per_request);
+    let (rss_before, cpu_before) = used();
     let began = Instant::now();
     let opened = Session::open(&session).unwrap();
     let survey_seconds = began.elapsed().as_secs_f64();
     let answers = tables::write(&opened, &session).unwrap();
     let seconds = began.elapsed().as_secs_f64();
+    let (rss, cpu) = used();
     assert_eq!((opened.records_written(), opened.records_lost(), opened.records_damaged()), (records, 0, 0));
     let bytes: u64 = fs::read_dir(&session).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     println!(
-        "{{\"records\": {records}, \"engine_steps\": {}, \"seconds\": {seconds:.3}, \"survey_seconds\": {survey_seconds:.3}, \
+        "{{\"records\": {records}, \"engine_steps\": {}, \"requests\": {}, \"seconds\": {seconds:.3}, \
+         \"cpu_seconds\": {:.3}, \"survey_seconds\": {survey_seconds:.3}, \
          \"records_per_second\": {:.0}, \"peak_rss_mib\": {:.1}, \"rss_before_mib\": {:.1}, \"raw_mib\": {:.1}, \
          \"tables_mib\": {:.1}, \"processors\": {}}}",
         answers.counters.engine_steps,
+        answers.requests.map_or(0, |requests| requests.total_requests),
+        cpu - cpu_before,
         records as f64 / seconds,
-        peak_rss_kib() as f64 / 1024.0,
+        rss as f64 / 1024.0,
         rss_before as f64 / 1024.0,
         records as f64 * 64.0 / f64::from(1 << 20),
         bytes as f64 / f64::from(1 << 20),

@@ -135,7 +135,8 @@ impl Line {
     #[inline]
     pub(crate) fn text(&mut self, text: &str) {
         let text = &*visible(text);
-        let runs = matches!(text.as_bytes().first(), Some(b'=' | b'+' | b'-' | b'@'));
+        // The wide forms are signs of formulas in some languages of spreadsheets.
+        let runs = text.starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
         if text.bytes().any(|byte| matches!(byte, b',' | b'"')) {
             self.bytes.push(b'"');
             if runs {
@@ -226,6 +227,7 @@ mod tests {
             ("@a,b", "\"'@a,b\""),
             ("two\nlines\0", "two\\nlines\\u{0}"),
             ("\t=cmd()", "\\t=cmd()"),
+            ("＝cmd()", "'＝cmd()"),
         ] {
             assert_eq!(line(|line| line.text(text)), format!("{cell}\n"));
         }

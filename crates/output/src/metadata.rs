@@ -8,7 +8,7 @@ use profilemate_session::Session;
 use serde_json::{Map, Value, json};
 
 use crate::date::iso8601;
-use crate::tables::{number, object};
+use crate::tables::{named, number, object};
 
 pub(crate) const FILE: &str = "metadata.json";
 
@@ -42,7 +42,7 @@ pub(crate) fn metadata(session: &Session, answers: &Answers) -> Value {
         ("records_lost", Some(session.records_lost().into())),
         ("overhead", Some(overhead(&answers.overhead))),
     ]);
-    let tail = json!({
+    let mut tail = json!({
         "records_damaged": session.records_damaged(),
         "damage": session
             .damage
@@ -60,6 +60,21 @@ pub(crate) fn metadata(session: &Session, answers: &Answers) -> Value {
         "probe_errors": answers.probe_errors,
         "gpu_time": gpu_time(&answers.gpu),
     });
+    // What was not recorded is not counted.
+    let by_reason = || counters.finished_by_reason.iter().map(|(why, count)| (named(why), Value::from(*count)));
+    for (key, value) in [
+        ("finished_by_reason", answers.requests.as_ref().map(|_| Value::Object(by_reason().collect()))),
+        ("preemptions", counters.preemptions.map(Value::from)),
+        ("prefix_cache_queries", counters.prefix_query_tokens.map(Value::from)),
+        ("prefix_cache_hits", counters.prefix_hit_tokens.map(Value::from)),
+    ] {
+        if let Some(value) = value {
+            tail["counters"][key] = value;
+        }
+    }
+    if let Some(state) = &facts.kv_evictions {
+        tail["kv_evictions"] = state.as_str().into();
+    }
     if let (Some(document), Value::Object(tail)) = (document.as_object_mut(), tail) {
         document.extend(facts.flags.iter().map(|(flag, on)| (flag.clone(), Value::Bool(*on))));
         document.extend(tail);

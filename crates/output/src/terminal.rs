@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use profilemate_analysis::Answers;
+use profilemate_analysis::kv_cache::PoolSummary;
 use profilemate_analysis::processes::Process;
 use profilemate_analysis::steps::Phase;
 use profilemate_session::Session;
@@ -285,21 +286,21 @@ fn counted(counts: &std::collections::BTreeMap<String, u64>) -> Vec<String> {
 fn requests(text: &mut String, answers: &Answers) {
     let Some(summary) = answers.requests.as_ref().filter(|summary| summary.total_requests > 0) else { return };
     let _ = writeln!(text, "\n{:<20}{:>12}{:>12}{:>12}{:>12}", "requests", "count", "mean ms", "p50 ms", "p99 ms");
-    for (name, samples) in [
-        ("queue time", &summary.queue_times),
-        ("first token", &summary.ttft),
-        ("per output token", &summary.tpot),
-        ("total time", &summary.total_times),
+    for (name, times, unit_ms) in [
+        ("queue time", &summary.queue_time, 1e3),
+        ("first token", &summary.ttft, 1e3),
+        ("per output token", &summary.tpot, 1.0),
+        ("total time", &summary.total_time, 1e3),
     ] {
-        let Some(times) = samples.clone().statistics() else { continue };
+        let Some(times) = times else { continue };
         let _ = writeln!(
             text,
             "{:<20}{:>12}{:>12.3}{:>12.3}{:>12.3}",
             format!("  {name}"),
             grouped(times.count),
-            times.mean_ms,
-            times.p50_ms,
-            times.p99_ms
+            times.mean * unit_ms,
+            times.p50 * unit_ms,
+            times.p99 * unit_ms
         );
     }
     let mut ends = counted(&summary.finished);
@@ -308,39 +309,44 @@ fn requests(text: &mut String, answers: &Answers) {
     }
     wrapped(text, "ended", &ends);
     if summary.preemptions > 0 {
-        let delay = summary.resume_delays.clone().statistics();
         let mut words = counted(&summary.preemption_reasons);
-        words.push(format!(
-            "{} of {} requests",
-            grouped(summary.preempted_requests),
-            grouped(summary.total_requests)
-        ));
+        let share = profilemate_analysis::batch::percent(summary.preempted_requests, summary.total_requests);
+        let share = share.map_or(String::new(), |share| format!(" ({share:.1} %)"));
+        words.push(format!("of {} requests{share}", grouped(summary.preempted_requests)));
         words.push(format!("{} computed tokens lost", grouped(summary.recomputed_tokens)));
-        words.extend(delay.map(|delay| format!("resumed after {:.3} ms on average", delay.mean_ms)));
+        let delay = summary.resume_delays.as_ref();
+        words.extend(delay.map(|delay| format!("resumed after {:.3} ms on average", delay.mean * 1e3)));
         wrapped(text, "preemptions", &words);
     }
 }
 
 fn kv_cache(text: &mut String, answers: &Answers) {
-    let Some(summary) = &answers.kv_cache else { return };
-    let percent = |value: Option<f64>| value.map_or("unknown".to_owned(), |value| format!("{value:.1} %"));
-    for (at, pool) in summary.pools.iter().enumerate() {
-        let mut words = vec![
-            format!("peak {} of {} blocks", percent(pool.peak_usage_pct()), grouped(pool.total_blocks)),
-            format!("mean {}", percent(pool.mean_usage_pct)),
-        ];
-        words.extend(pool.evictions.map(|evictions| format!("{} evictions", grouped(evictions))));
-        if at == 0
-            && let Some((hits, queries)) = summary.prefix_hit_tokens.zip(summary.prefix_query_tokens)
-        {
-            let rate = percent(profilemate_analysis::batch::percent(hits, queries));
-            words.push(format!("prefix cache found {rate}"));
+    let Some(summary) = answers.kv_cache.as_ref().filter(|summary| !summary.pools.is_empty()) else { return };
+    text.push('\n');
+    pool(text, "kv cache", &summary.all);
+    if summary.pools.len() > 1 {
+        // A line for each of a few pools; all of many are in the tables.
+        for of in summary.pools.iter().take(8) {
+            let name = format!("{} {}", of.process, of.pool);
+            let _ = writeln!(text, "  {}", visible(name.trim_end()));
+            pool(text, "", of);
         }
-        if !pool.pool.is_empty() {
-            words.push(visible(&format!("{} of {}", pool.pool, pool.process)).into_owned());
-        }
-        wrapped(text, if at == 0 { "kv cache" } else { "" }, &words);
     }
+}
+
+fn pool(text: &mut String, label: &str, of: &PoolSummary) {
+    let percent = |value: Option<f64>| value.map_or("unknown".to_owned(), |value| format!("{value:.1} %"));
+    let mut words = Vec::new();
+    if let Some(blocks) = of.total_blocks {
+        words.push(format!("peak {} of {} blocks", percent(of.peak_usage_pct()), grouped(blocks)));
+        words.push(format!("mean {}", percent(of.mean_usage_pct)));
+    }
+    words.extend(of.evictions.map(|evictions| format!("{} evictions", grouped(evictions))));
+    if let Some(queries) = of.prefix_query_tokens.filter(|queries| *queries > 0) {
+        let rate = percent(of.prefix_hit_rate_pct());
+        words.push(format!("prefix cache found {rate} of {} tokens", grouped(queries)));
+    }
+    wrapped(text, label, &words);
 }
 
 #[cfg(test)]

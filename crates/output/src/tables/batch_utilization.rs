@@ -4,7 +4,7 @@ use profilemate_analysis::batch::{Batch, Summary, percent};
 use profilemate_analysis::steps::Phase;
 use serde_json::Value;
 
-use super::{number, object};
+use super::{named, number, object};
 use crate::csv::Line;
 
 pub(super) const TABLE: &str = "batch_utilization.csv";
@@ -69,9 +69,6 @@ pub(super) fn summary(summary: &Summary) -> Value {
 /// Share of the batches by what kept them from being larger, percent; absent where it is known of none.
 fn limited_by(summary: &Summary) -> Option<Value> {
     let all: u64 = summary.limited_by.values().sum();
-    let share = |(what, count): (&String, &u64)| {
-        let what = if what.is_empty() { "unknown" } else { what };
-        Some((what.to_owned(), percent(*count, all).and_then(number)?))
-    };
+    let share = |(what, count): (&String, &u64)| Some((named(what), percent(*count, all).and_then(number)?));
     (all > 0).then(|| Value::Object(summary.limited_by.iter().filter_map(share).collect()))
 }

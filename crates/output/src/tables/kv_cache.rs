@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use profilemate_analysis::batch::percent;
 use profilemate_analysis::kv_cache::{Eviction, PoolSummary, Summary, Usage};
 use serde_json::Value;
 
@@ -61,89 +60,88 @@ pub(super) fn eviction(eviction: &Eviction<'_>, line: &mut Line) {
     line.text(eviction.process);
 }
 
-fn pool(pool: &PoolSummary, names: bool) -> Vec<(&'static str, Option<Value>)> {
-    let mut entries = vec![
-        ("total_blocks", Some(pool.total_blocks.into())),
-        ("allocations", pool.allocations.map(Value::from)),
-        ("frees", pool.frees.map(Value::from)),
-        ("peak_blocks", Some(pool.peak_blocks.into())),
-        ("peak_usage_pct", pool.peak_usage_pct().and_then(number)),
-        ("mean_usage_pct", pool.mean_usage_pct.and_then(number)),
-        ("evictions", pool.evictions.map(Value::from)),
-    ];
-    if names {
-        entries.push(("pool", Some(pool.pool.as_str().into())));
-        entries.push(("process", Some(pool.process.as_str().into())));
-    }
-    entries
+fn pool(of: &PoolSummary) -> [(&'static str, Option<Value>); 18] {
+    let whole = |value: Option<u64>| value.map(Value::from);
+    let name = |text: &str| (!text.is_empty()).then(|| Value::from(text));
+    let (lifetime, idle) = (of.lifetime.as_ref(), of.idle.as_ref());
+    [
+        ("pool", name(&of.pool)),
+        ("process", name(&of.process)),
+        ("total_blocks", whole(of.total_blocks)),
+        ("allocations", whole(of.allocations)),
+        ("frees", whole(of.frees)),
+        ("peak_blocks", whole(of.peak_blocks)),
+        ("peak_usage_pct", of.peak_usage_pct().and_then(number)),
+        ("mean_usage_pct", of.mean_usage_pct.and_then(number)),
+        ("evictions", whole(of.evictions)),
+        ("mean_lifetime_sec", lifetime.and_then(|times| number(times.mean))),
+        ("p50_lifetime_sec", lifetime.and_then(|times| number(times.p50))),
+        ("p99_lifetime_sec", lifetime.and_then(|times| number(times.p99))),
+        ("mean_idle_sec", idle.and_then(|times| number(times.mean))),
+        ("p50_idle_sec", idle.and_then(|times| number(times.p50))),
+        ("p99_idle_sec", idle.and_then(|times| number(times.p99))),
+        ("prefix_query_tokens", whole(of.prefix_query_tokens)),
+        ("prefix_hit_tokens", whole(of.prefix_hit_tokens)),
+        ("prefix_hit_rate_pct", of.prefix_hit_rate_pct().and_then(number)),
+    ]
 }
 
-fn known(entries: Vec<(&'static str, Option<Value>)>) -> Value {
+fn known(entries: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> Value {
     Value::Object(entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect())
 }
 
 pub(super) fn summary(summary: &Summary) -> Value {
-    // Pools are of different sizes and kinds: with several of them, the first one's figures stand for none but itself.
-    let mut entries = match summary.pools.as_slice() {
-        [only] => pool(only, false),
-        _ => Vec::new(),
-    };
-    entries.push(("block_size", summary.block_size.map(Value::from)));
-    let lifetimes = summary.lifetimes.clone().statistics();
-    let idle_times = summary.idle_times.clone().statistics();
-    let seconds = |milliseconds: f64| number(milliseconds / 1e3);
-    entries.extend([
-        ("mean_lifetime_sec", lifetimes.and_then(|times| seconds(times.mean_ms))),
-        ("p50_lifetime_sec", lifetimes.and_then(|times| seconds(times.p50_ms))),
-        ("p99_lifetime_sec", lifetimes.and_then(|times| seconds(times.p99_ms))),
-        ("mean_idle_sec", idle_times.and_then(|times| seconds(times.mean_ms))),
-        ("p50_idle_sec", idle_times.and_then(|times| seconds(times.p50_ms))),
-        ("p99_idle_sec", idle_times.and_then(|times| seconds(times.p99_ms))),
-        ("prefix_query_tokens", summary.prefix_query_tokens.map(Value::from)),
-        ("prefix_hit_tokens", summary.prefix_hit_tokens.map(Value::from)),
-        ("prefix_hit_rate_pct", hit_rate(summary).and_then(number)),
-    ]);
-    if summary.pools.len() > 1 {
-        let pools: Vec<Value> = summary.pools.iter().map(|of| known(pool(of, true))).collect();
-        entries.push(("pools", Some(pools.into())));
-    }
-    known(entries)
-}
-
-fn hit_rate(summary: &Summary) -> Option<f64> {
-    percent(summary.prefix_hit_tokens?, summary.prefix_query_tokens?)
+    let pools = || summary.pools.iter().map(|of| known(pool(of))).collect();
+    known(pool(&summary.all).into_iter().chain([
+        ("block_size", summary.block_size.map(Value::from)),
+        // With one pool, it is all.
+        ("pools", (summary.pools.len() > 1).then(pools)),
+    ]))
 }
 
 /// The same for people.
 pub(super) fn summary_text(summary: &Summary) -> String {
     let mut text = String::from("KV cache\n");
-    let mut put = |label: &str, value: Option<String>| {
-        let _ = writeln!(text, "  {label:<31}{}", value.as_deref().unwrap_or("unknown"));
-    };
+    pool_text(&mut text, &summary.all);
+    let block_size = summary.block_size.map(|size| size.to_string());
+    put(&mut text, "tokens of a block", block_size.as_deref());
+    if summary.pools.len() > 1 {
+        for of in &summary.pools {
+            let _ = writeln!(text, "\n{}", visible(format!("{} {}", of.process, of.pool).trim_end()));
+            pool_text(&mut text, of);
+        }
+    }
+    text
+}
+
+fn put(text: &mut String, label: &str, value: Option<&str>) {
+    let _ = writeln!(text, "  {label:<31}{}", value.unwrap_or("unknown"));
+}
+
+fn pool_text(text: &mut String, of: &PoolSummary) {
     let whole = |value: Option<u64>| value.map(|value| value.to_string());
     let share = |value: Option<f64>| value.map(|value| format!("{value:.2} %"));
-    for of in &summary.pools {
-        if summary.pools.len() > 1 {
-            put("pool", Some(visible(&format!("{} of {}", of.pool, of.process)).into_owned()));
-        }
-        put("total blocks", whole(Some(of.total_blocks)));
-        put("allocations", whole(of.allocations));
-        put("frees", whole(of.frees));
-        put("peak blocks", whole(Some(of.peak_blocks)));
-        put("peak usage", share(of.peak_usage_pct()));
-        put("mean usage over the steps", share(of.mean_usage_pct));
-        put("evictions", whole(of.evictions));
+    let seconds = |value: Option<f64>| value.map(|value| format!("{value:.6} s"));
+    for (label, value) in [
+        ("total blocks", whole(of.total_blocks)),
+        ("allocations", whole(of.allocations)),
+        ("frees", whole(of.frees)),
+        ("peak blocks", whole(of.peak_blocks)),
+        ("peak usage", share(of.peak_usage_pct())),
+        ("mean usage over the steps", share(of.mean_usage_pct)),
+        ("evictions", whole(of.evictions)),
+        ("mean lifetime of the evicted", seconds(of.lifetime.map(|times| times.mean))),
+        ("median lifetime of the evicted", seconds(of.lifetime.map(|times| times.p50))),
+        ("99 % lived no longer than", seconds(of.lifetime.map(|times| times.p99))),
+        ("mean idle time of the same", seconds(of.idle.map(|times| times.mean))),
+        ("median idle time of the same", seconds(of.idle.map(|times| times.p50))),
+        ("99 % were idle no longer than", seconds(of.idle.map(|times| times.p99))),
+        ("prefix cache, tokens asked", whole(of.prefix_query_tokens)),
+        ("prefix cache, tokens found", whole(of.prefix_hit_tokens)),
+        ("prefix cache, hit rate", share(of.prefix_hit_rate_pct())),
+    ] {
+        put(text, label, value.as_deref());
     }
-    let mean = |samples: &profilemate_analysis::statistics::Samples| {
-        (!samples.is_empty()).then(|| format!("{:.6} s", samples.mean_ns() / 1e9))
-    };
-    put("tokens of a block", whole(summary.block_size));
-    put("mean lifetime of the evicted", mean(&summary.lifetimes));
-    put("mean idle time of the same", mean(&summary.idle_times));
-    put("prefix cache, tokens asked", whole(summary.prefix_query_tokens));
-    put("prefix cache, tokens found", whole(summary.prefix_hit_tokens));
-    put("prefix cache, hit rate", share(hit_rate(summary)));
-    text
 }
 
 #[cfg(test)]

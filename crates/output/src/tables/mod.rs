@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::Error;
 use crate::csv::Line;
 use crate::replace::{NewFile, one_at_a_time};
+use crate::text::json;
 
 /// A table in CSV that is being written.
 struct Csv {
@@ -78,7 +79,10 @@ impl RowTables {
             lifecycles: table(Profiler::PreemptionTracking, requests::LIFECYCLE, requests::LIFECYCLE_COLUMNS)?,
             request_events: table(Profiler::PreemptionTracking, requests::EVENTS, requests::EVENTS_COLUMNS)?,
             kv_usage: table(Profiler::KvCacheTracking, kv_cache::USAGE, kv_cache::USAGE_COLUMNS)?,
-            kv_evictions: table(Profiler::KvCacheTracking, kv_cache::EVICTIONS, kv_cache::EVICTIONS_COLUMNS)?,
+            kv_evictions: facts
+                .sees_evictions()
+                .then(|| Csv::create(folder, kv_cache::EVICTIONS, kv_cache::EVICTIONS_COLUMNS))
+                .transpose()?,
         })
     }
 
@@ -138,7 +142,7 @@ pub fn write(session: &Session, folder: &Path) -> Result<Answers, Error> {
     }
     for (name, value) in texts(session, &answers) {
         let mut file = NewFile::create(folder, name)?;
-        file.write(format!("{value:#}\n").as_bytes())?;
+        file.write(json(&value).as_bytes())?;
         files.push(file);
     }
     for file in &mut files {
@@ -168,6 +172,11 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
 pub fn documents(session: &Session, answers: &Answers) -> Value {
     let name = |file: &str| file.trim_end_matches(".json").to_owned();
     Value::Object(texts(session, answers).map(|(file, value)| (name(file), value)).collect())
+}
+
+/// What a count is of, as a key; what is empty is not known.
+pub(crate) fn named(what: &str) -> String {
+    if what.is_empty() { "unknown".to_owned() } else { what.to_owned() }
 }
 
 /// A number in JSON; absent when it is none.

@@ -1,12 +1,13 @@
 //! `request_lifecycle.csv`, `preemption_events.csv` and `preemption_summary.json`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use profilemate_analysis::requests::{Beneficiary, Happening, Lifecycle, RequestEvent, Summary};
-use profilemate_analysis::statistics::Samples;
-use serde_json::{Map, Value};
+use profilemate_analysis::statistics::Distribution;
+use serde_json::Value;
 
-use super::{number, object};
+use super::{named, number, object};
 use crate::csv::Line;
 use crate::text::visible;
 
@@ -59,8 +60,8 @@ pub(super) fn lifecycle(request: &Lifecycle<'_>, line: &mut Line) {
     line.maybe(request.prompt_tokens.map(u64::from));
     line.maybe(request.cached_tokens.map(u64::from));
     line.maybe(request.output_tokens.map(u64::from));
-    line.number(request.preemptions);
-    line.number(request.recomputed_tokens);
+    line.maybe(request.preemptions);
+    line.maybe(request.recomputed_tokens);
     line.text(request.finish_reason.unwrap_or(""));
     line.text(request.client_request_id);
     line.maybe_timestamp(request.queued_ns);
@@ -103,13 +104,17 @@ pub(super) fn event(event: &RequestEvent<'_>, line: &mut Line) {
             match beneficiary {
                 Beneficiary::Unknown => {}
                 Beneficiary::Itself => extra.add("preempted_for", "itself"),
-                Beneficiary::Other(id) => extra.add("preempted_for", visible(id)),
+                // What separates the pairs is written out in an id.
+                Beneficiary::Other(id) => extra.add("preempted_for", visible(id).replace(';', "\\u{3b}")),
             }
             ("preempted", reason, running_ns)
         }
         Happening::Resumed { cached_tokens, delay_ns } => {
             extra.add("cached_tokens", cached_tokens);
-            extra.add("delay_sec", format_args!("{}.{:09}", delay_ns / 1_000_000_000, delay_ns % 1_000_000_000));
+            extra.maybe(
+                "delay_sec",
+                delay_ns.map(|ns| format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000)),
+            );
             ("resumed", "", None)
         }
         Happening::Finished { reason, running_ns, output_tokens } => {
@@ -131,51 +136,45 @@ pub(super) fn event(event: &RequestEvent<'_>, line: &mut Line) {
     line.text(event.process);
 }
 
-fn seconds(milliseconds: f64) -> Option<Value> {
-    number(milliseconds / 1e3)
-}
-
 /// Count, mean and percentiles; absent without samples.
-fn distribution(samples: &Samples, scale: impl Fn(f64) -> Option<Value>) -> Option<Value> {
-    let statistics = samples.clone().statistics()?;
+fn distribution(of: Option<&Distribution>) -> Option<Value> {
+    let of = of?;
     Some(object([
-        ("count", Some(statistics.count.into())),
-        ("mean", scale(statistics.mean_ms)),
-        ("p50", scale(statistics.p50_ms)),
-        ("p95", scale(statistics.p95_ms)),
-        ("p99", scale(statistics.p99_ms)),
-        ("max", scale(statistics.max_ms)),
+        ("count", Some(of.count.into())),
+        ("mean", number(of.mean)),
+        ("p50", number(of.p50)),
+        ("p90", number(of.p90)),
+        ("p95", number(of.p95)),
+        ("p99", number(of.p99)),
+        ("max", number(of.max)),
     ]))
 }
 
-fn counts(of: &std::collections::BTreeMap<String, u64>) -> Value {
-    let entries = of.iter().map(|(what, count)| {
-        (if what.is_empty() { "unknown".to_owned() } else { what.clone() }, Value::from(*count))
-    });
-    Value::Object(entries.collect::<Map<_, _>>())
+fn counts(of: &BTreeMap<String, u64>) -> Value {
+    Value::Object(of.iter().map(|(what, count)| (named(what), Value::from(*count))).collect())
 }
 
 pub(super) fn summary(summary: &Summary) -> Value {
     // Nobody waited where nobody was preempted: these three are 0 then, by definition.
-    let mean = |samples: &Samples| seconds(if samples.is_empty() { 0.0 } else { samples.mean_ns() / 1e6 });
-    let longest = summary.resume_delays.clone().statistics().map_or(0.0, |statistics| statistics.max_ms);
+    let mean = |of: Option<Distribution>| number(of.map_or(0.0, |of| of.mean));
     object([
         ("total_preemptions", Some(summary.preemptions.into())),
         ("total_requests", Some(summary.total_requests.into())),
         ("preemption_reasons", Some(counts(&summary.preemption_reasons))),
-        ("mean_running_time_before_preempt", mean(&summary.running_before_preemption)),
-        ("mean_resume_delay", mean(&summary.resume_delays)),
-        ("max_resume_delay", seconds(longest)),
+        ("mean_running_time_before_preempt", mean(summary.running_before_preemption)),
+        ("mean_resume_delay", mean(summary.resume_delays)),
+        ("max_resume_delay", number(summary.resume_delays.map_or(0.0, |of| of.max))),
         ("preempted_requests", Some(summary.preempted_requests.into())),
         ("recomputed_tokens", Some(summary.recomputed_tokens.into())),
         ("finished_requests", Some(counts(&summary.finished))),
         ("open_requests", Some(summary.open_requests.into())),
+        ("aborted_requests", Some(summary.aborted_requests.into())),
         ("prompt_tokens", Some(summary.prompt_tokens.into())),
         ("cached_tokens", Some(summary.cached_tokens.into())),
         ("output_tokens", Some(summary.output_tokens.into())),
-        ("queue_time_sec", distribution(&summary.queue_times, seconds)),
-        ("ttft_sec", distribution(&summary.ttft, seconds)),
-        ("tpot_ms", distribution(&summary.tpot, number)),
-        ("total_time_sec", distribution(&summary.total_times, seconds)),
+        ("queue_time_sec", distribution(summary.queue_time.as_ref())),
+        ("ttft_sec", distribution(summary.ttft.as_ref())),
+        ("tpot_ms", distribution(summary.tpot.as_ref())),
+        ("total_time_sec", distribution(summary.total_time.as_ref())),
     ])
 }
