@@ -1,7 +1,9 @@
-"""What every test has: the logs of the processes it started, shown when it fails."""
+"""What every test has: the logs of the processes it started, shown when it fails. What some need: a model."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
+ROOT = Path(__file__).parents[1]
 LOG_FOLDERS = pytest.StashKey[list[Path]]()
 SHOWN_LINES = 60
 
@@ -29,6 +32,13 @@ def log_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
     folder = tmp_path_factory.mktemp("logs")
     request.config.stash[LOG_FOLDERS].append(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, ROOT / "scripts" / "make_models.py", folder, "tiny-llama"], check=True)
+    return folder / "tiny-llama"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -44,7 +44,10 @@ def described() -> dict[str, list[str]]:
     """The columns of every table, from where they are described."""
     text = (ROOT / "docs" / "session.md").read_text(encoding="utf-8")
     sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
-    tables = {section.split("\n", 1)[0]: re.split(r"\n\n\| (?:operation|limited by) \|", section)[0] for section in sections}
+    tables = {
+        section.split("\n", 1)[0]: re.split(r"\n\n\| (?:operation|limited by) \|", section)[0]
+        for section in sections
+    }
     return {
         name: re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
         for name, section in tables.items()

@@ -11,11 +11,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
 from support import checks
-from support.processes import wait_for
-from support.tables import completed_session, only_session
+from support.tables import completed_session
 from support.vllm import Server, environment, profilemate
 
 FORKS = 6
@@ -29,16 +26,18 @@ def request_until_it_is_gone(server: Server, prompt_tokens: int) -> None:
         pass
 
 
-@pytest.mark.parametrize("victim", ["engine", "group"])
-def test_a_server_killed_under_load(victim: str, tiny_llama: Path, log_folder: Path, tmp_path: Path) -> None:
-    """With PYTHONPATH alone: here the collector is a process that outlives the server."""
+def test_a_server_killed_under_load(tiny_llama: Path, log_folder: Path, tmp_path: Path) -> None:
+    """With PYTHONPATH alone: here the collector is a process that outlives the server.
+
+    A server of which the engine alone is killed is in `test_pressure.py`.
+    """
     seed = random.randrange(2**32)
     print("seed", seed)
     chance = random.Random(seed)
     # The group is where Ctrl-C and a supervisor's kill go, so the collector must not be in it.
     server = Server(
         tiny_llama,
-        log_folder / f"kill-{victim}.log",
+        log_folder / "kill.log",
         environment(tmp_path, PYTHONPATH=profilemate("path").strip(), PROFILEMATE_REFRESH_SECONDS="1"),
     )
     with ThreadPoolExecutor() as clients:
@@ -48,18 +47,7 @@ def test_a_server_killed_under_load(victim: str, tiny_llama: Path, log_folder: P
             enough = chance.randrange(1000, 4000)
             server.wait_for("load", lambda: server.metrics()["vllm:generation_tokens_total"] >= enough)
             seen = server.metrics()
-            if victim == "group":
-                server.kill_group()
-            else:
-                engine = wait_for(
-                    "the engine's process in the tables",
-                    lambda: [
-                        process["pid"]
-                        for process in only_session(tmp_path).metadata["processes"]
-                        if process["role"] == "engine_core"
-                    ],
-                )
-                os.kill(engine[0], signal.SIGKILL)
+            server.kill_group()
             server.ended()
         finally:
             server.clean_up()

@@ -119,7 +119,7 @@ def test_every_process_is_in_the_session(runs: Runs) -> None:
         assert len({process["pid"] for process in session.metadata["processes"]}) == processes, way
 
 
-#: Probes that are called in every step.
+#: Probes that are called in every step, or for every request.
 FAILING = [
     "engine_core.step",
     "scheduler.schedule",
@@ -131,6 +131,10 @@ FAILING = [
     "cuda_graphs.dispatch",
     "output_processor.process_outputs",
     "detokenizer.update",
+    "scheduler.add_request",
+    "scheduler.free_request",
+    "kv_cache.collector",
+    "output_processor.add_request",
 ]
 
 
@@ -140,7 +144,7 @@ def test_a_failing_probe_harms_nobody(runs: Runs, fault: str) -> None:
     assert run.tokens == plain.tokens
     assert len(run.said()) == 1, run.said()
     assert "profilemate:" not in run.stdout
-    # Those that run in every step have failed too, and not only those at the start.
+    # Those that run again and again have failed too, and not only those at the start.
     heads = b"".join(head.read_bytes() for head in run.output_dir.glob("session_*/raw/*.head"))
     for probe in FAILING:
         assert f"probe_error:{probe}\0".encode() in heads, probe

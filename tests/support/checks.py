@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,6 +78,8 @@ def batch_summary_is_that_of_the_rows(session: Session) -> None:
     of_phase = grouped(rows, "phase", "token_utilization_pct")
     tokens = [float(row["token_utilization_pct"]) for row in rows]
     ours = session.json("batch_utilization_summary.json")
+    limits = Counter(row["limited_by"] or "unknown" for row in rows)
+    assert ours.pop("limited_by") == close({limit: 100 * count / len(rows) for limit, count in limits.items()})
     expected: dict[str, float] = {
         "total_samples": len(rows),
         "mean_seq_utilization_pct": float(np.mean([float(row["seq_utilization_pct"]) for row in rows])),

@@ -48,10 +48,80 @@ COLUMNS = {
         "decode_tokens",
         "step",
         "process",
+        "limited_by",
+    ],
+    "request_lifecycle.csv": [
+        "request_id",
+        "started_sec",
+        "preempted_sec",
+        "resumed_sec",
+        "finished_sec",
+        "total_time_sec",
+        "preemption_delay_sec",
+        "arrived_sec",
+        "first_token_sec",
+        "queue_time_sec",
+        "ttft_sec",
+        "tpot_ms",
+        "prompt_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "num_preemptions",
+        "recomputed_tokens",
+        "finish_reason",
+        "client_request_id",
+        "queued_sec",
+        "priority",
+        "kind",
+        "sample_index",
+        "external_tokens",
+        "process",
+    ],
+    "preemption_events.csv": [
+        "timestamp_sec",
+        "request_id",
+        "event",
+        "reason",
+        "running_time_sec",
+        "extra_info",
+        "step",
+        "process",
+    ],
+    "kv_cache_usage.csv": [
+        "timestamp_sec",
+        "usage_pct",
+        "num_blocks",
+        "total_blocks",
+        "cached_blocks",
+        "prefix_hit_tokens",
+        "prefix_query_tokens",
+        "step",
+        "free_blocks",
+        "allocated_blocks",
+        "freed_blocks",
+        "evicted_blocks",
+        "pool",
+        "process",
+    ],
+    "kv_cache_evictions.csv": [
+        "timestamp_sec",
+        "lifetime_sec",
+        "idle_sec",
+        "accesses",
+        "block_id",
+        "stands_for",
+        "pool",
+        "process",
     ],
 }
 
-SUMMARIES = ["forward_pass_summary.json", "cpu_timing_summary.json", "batch_utilization_summary.json"]
+SUMMARIES = [
+    "forward_pass_summary.json",
+    "cpu_timing_summary.json",
+    "batch_utilization_summary.json",
+    "preemption_summary.json",
+    "kv_cache_summary.json",
+]
 
 
 class Session:
@@ -85,6 +155,10 @@ class Session:
     @cached_property
     def batches(self) -> list[Row]:
         return self.rows("batch_utilization.csv")
+
+    @cached_property
+    def lives(self) -> list[Row]:
+        return self.rows("request_lifecycle.csv")
 
     @property
     def counters(self) -> dict[str, int]:

@@ -95,10 +95,15 @@ class Server(Running):
         except OSError:
             return False
 
-    def metrics(self) -> dict[str, float]:
-        """vLLM's own counters, each summed over its labels."""
+    def metrics_text(self) -> str:
+        """vLLM's own counters."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=LIMIT_SECONDS) as answer:
-            return parse_metrics(answer.read().decode())
+            text: str = answer.read().decode()
+            return text
+
+    def metrics(self) -> dict[str, float]:
+        """The same, each summed over its labels."""
+        return parse_metrics(self.metrics_text())
 
     def bench(self, *options: str) -> None:
         """A load from vLLM's own client, to its end."""
