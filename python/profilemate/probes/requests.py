@@ -31,7 +31,7 @@ def hash_ids() -> None:
     _native.hash_request_ids([int(key[:16], 16), int(key[16:], 16)])
 
 
-def watch(scheduler: Any, books: _native.SchedulerBooks) -> None:
+def watch(books: _native.SchedulerBooks) -> None:
     """Records the lives of a scheduler's requests from here on."""
     attached = session.ATTACHED.places
     if "scheduler.preempt_request" not in attached and "scheduler.add_request" in attached:

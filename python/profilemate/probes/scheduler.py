@@ -81,7 +81,7 @@ def _after_init(_result: None, scheduler: Any) -> None:
         books.watch_limits(scheduler, max_num_seqs, max_num_tokens, _only_blocks(scheduler))
     _hook_overrides(type(scheduler))
     if values["preemption_tracking"]:
-        requests.watch(scheduler, books)
+        requests.watch(books)
     if values["kv_cache_tracking"]:
         kv_cache.watch(scheduler, books)
 
