@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ class Seen:
     sent: float = 0.0
     first_token: float | None = None
     last_token: float | None = None
+    #: Pieces of the answer that were read; each has one token at least.
+    pieces: int = 0
     #: By sample.
     texts: dict[int, str] = field(default_factory=dict)
     finish_reasons: dict[int, str] = field(default_factory=dict)
@@ -41,6 +43,8 @@ class Ask:
     stop: str | None = None
     #: Goes away after so many pieces of the answer.
     leaves_after: int | None = None
+    #: Goes away once this holds, without having read anything.
+    leaves_when: Callable[[], bool] | None = None
 
 
 def body(model: str, ask: Ask) -> dict[str, Any]:
@@ -62,11 +66,17 @@ async def follow(session: aiohttp.ClientSession, url: str, model: str, ask: Ask)
     """Sends a request and reads the answer piece by piece."""
     seen = Seen(ask.request_id)
     seen.sent = time.time()
-    pieces = 0
     try:
         async with session.post(url, json=body(model, ask), headers={"X-Request-Id": ask.request_id}) as answer:
             if answer.status != 200:
                 seen.error = f"{answer.status}: {await answer.text()}"
+                return seen
+            if ask.leaves_when is not None:
+                deadline = time.monotonic() + LIMIT_SECONDS
+                while not ask.leaves_when():
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"{ask.request_id}: its moment to leave did not come")
+                    await asyncio.sleep(0.05)
                 return seen
             async for line in answer.content:
                 now = time.time()
@@ -86,8 +96,8 @@ async def follow(session: aiohttp.ClientSession, url: str, model: str, ask: Ask)
                     seen.texts[index] = seen.texts.get(index, "") + choice["text"]
                     if choice["finish_reason"]:
                         seen.finish_reasons[index] = choice["finish_reason"]
-                pieces += 1
-                if pieces == ask.leaves_after:
+                seen.pieces += bool(piece["choices"])
+                if seen.pieces == ask.leaves_after:
                     return seen
     except (aiohttp.ClientError, asyncio.TimeoutError) as error:
         seen.error = f"{type(error).__name__}: {error}"
