@@ -171,10 +171,13 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
     .flatten()
 }
 
-/// All JSON documents of a session in one, by the names of their files without extension.
+/// All JSON documents of a session in one, by the names of their files without extension; and what of CUDA graphs stands in
+/// a table.
 pub fn documents(session: &Session, answers: &Answers) -> Value {
     let name = |file: &str| file.trim_end_matches(".json").to_owned();
-    Value::Object(texts(session, answers).map(|(file, value)| (name(file), value)).collect())
+    let graphs =
+        answers.cuda_graphs.as_ref().map(|graphs| ("cuda_graph_usage".to_owned(), cuda_graphs::summary(graphs)));
+    Value::Object(texts(session, answers).map(|(file, value)| (name(file), value)).chain(graphs).collect())
 }
 
 /// What a count is of, as a key; what is empty is not known.

@@ -1,19 +1,28 @@
 //! GPU time and CUDA graphs.
 
 use profilemate_analysis::Answers;
+use profilemate_analysis::breakdown::{GpuTime, WorkerTime};
 
 use super::page::{line, percent, wrapped};
 use crate::text::visible;
 
 pub(super) fn section(text: &mut String, answers: &Answers) {
-    if answers.gpu.is_empty() {
-        return;
-    }
-    text.push('\n');
-    for (at, gpu) in answers.gpu.iter().enumerate() {
-        let label = if at == 0 { "gpu" } else { "" };
-        let process = visible(&gpu.process);
-        line(text, label, &format!("{process}: waits for the host {} of the time", percent(gpu.idle_pct())));
+    let workers = answers.breakdown.iter().flat_map(|breakdown| &breakdown.workers);
+    let timed: Vec<(&WorkerTime, &GpuTime)> =
+        workers.filter_map(|worker| Some((worker, worker.gpu.as_ref()?))).collect();
+    if timed.len() <= 2 {
+        for (at, (worker, gpu)) in timed.iter().enumerate() {
+            let process = visible(&worker.process);
+            let bubbles = percent(gpu.bubble_pct());
+            let label = if at == 0 { "gpu" } else { "" };
+            line(text, label, &format!("{process}: waits for the host {bubbles} of the time with requests"));
+        }
+    } else {
+        let mut shares: Vec<f64> = timed.iter().filter_map(|(_, gpu)| gpu.bubble_pct()).collect();
+        shares.sort_by(f64::total_cmp);
+        let (least, most) = (percent(shares.first().copied()), percent(shares.last().copied()));
+        let count = timed.len();
+        line(text, "gpu", &format!("{count} workers wait for the host {least} to {most} of the time"));
     }
     if let Some(graphs) = answers.cuda_graphs.as_ref().filter(|graphs| !graphs.usage.is_empty()) {
         let coverage = format!("{} of steps run in one", percent(graphs.coverage_pct()));

@@ -1,43 +1,97 @@
-//! What ran.
+//! What ran, and how much it did.
+
+use std::collections::BTreeMap;
 
 use profilemate_analysis::Answers;
 use profilemate_analysis::processes::Process;
 use profilemate_session::Session;
 
-use super::page::{duration, grouped, line, wrapped};
+use super::page::{LABEL_WIDTH, WIDTH, duration, grouped, line, shortened, wrapped};
 use crate::text::visible;
 
-/// One entry for each process, with all its roles.
+/// Most processes that are named one by one.
+const NAMED: usize = 4;
+
+/// Fewest intervals that say how throughput varied.
+const INTERVALS: usize = 3;
+
+/// One entry for each process with all its roles, or, of many processes, for each set of roles.
 fn processes(processes: &[Process]) -> Vec<String> {
-    let mut pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
-    pids.sort_unstable();
-    pids.dedup();
-    let mut entries: Vec<String> = pids
-        .into_iter()
-        .filter_map(|pid| {
-            let of_pid: Vec<&Process> = processes.iter().filter(|process| process.pid == pid).collect();
-            let first = of_pid.first().filter(|process| process.role != "launcher")?;
-            let roles: Vec<String> =
-                of_pid.iter().map(|process| format!("{}-{}", visible(&process.role), process.rank)).collect();
-            Some(format!("{} ({})", roles.join("+"), crate::metadata::ending(first.ending)))
-        })
-        .collect();
-    entries.sort();
-    entries
+    let mut by_pid: BTreeMap<u32, Vec<&Process>> = BTreeMap::new();
+    for process in processes {
+        by_pid.entry(process.pid).or_default().push(process);
+    }
+    by_pid.retain(|_, of_pid| of_pid.first().is_some_and(|process| process.role != "launcher"));
+    let ending = |of_pid: &[&Process]| crate::metadata::ending(of_pid[0].ending);
+    let named = |of_pid: &[&Process], name: fn(&Process) -> String| {
+        of_pid.iter().map(|process| name(process)).collect::<Vec<_>>().join("+")
+    };
+    if by_pid.len() <= NAMED {
+        let name = |process: &Process| format!("{}-{}", visible(&process.role), process.rank);
+        let mut entries: Vec<String> =
+            by_pid.values().map(|of_pid| format!("{} ({})", named(of_pid, name), ending(of_pid))).collect();
+        entries.sort();
+        return entries;
+    }
+    let mut counts: BTreeMap<(String, String), u32> = BTreeMap::new();
+    for of_pid in by_pid.values() {
+        let roles = named(of_pid, |process| visible(&process.role).into_owned());
+        *counts.entry((roles, ending(of_pid))).or_default() += 1;
+    }
+    counts.into_iter().map(|((roles, ending), count)| format!("{count} {roles} ({ending})")).collect()
+}
+
+/// What ran on what.
+fn model(answers: &Answers) -> Option<String> {
+    let facts = &answers.facts;
+    let vllm = facts.vllm_version.as_ref().map(|version| format!("vLLM {}", visible(version)));
+    let gpu = facts.gpu_name.as_ref().map(|name| match facts.gpu_count {
+        Some(count) if count > 1 => format!("{count} x {}", visible(name)),
+        _ => visible(name).into_owned(),
+    });
+    let rest: Vec<String> = [vllm, gpu].into_iter().flatten().collect();
+    let rest = shortened(&rest.join(", "), (WIDTH - LABEL_WIDTH) / 2);
+    let room = WIDTH - LABEL_WIDTH - rest.chars().count() - 2;
+    let model = facts.model.as_ref().map(|model| shortened(&visible(model), room));
+    let all: Vec<String> = [model, Some(rest).filter(|rest| !rest.is_empty())].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join(", "))
+}
+
+/// How many tokens were made in a second, on average and at different times; nothing for a run too short for that.
+fn throughput(answers: &Answers) -> Option<Vec<String>> {
+    let throughput = &answers.throughput;
+    // The first and the last are not full of work.
+    let inner = throughput.intervals.get(1..throughput.intervals.len().checked_sub(1)?)?;
+    if inner.len() < INTERVALS {
+        return None;
+    }
+    let mut rates: Vec<f64> =
+        inner.iter().filter_map(|interval| interval.per_second(interval.generated_tokens)).collect();
+    rates.sort_by(f64::total_cmp);
+    let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+    Some(vec![
+        format!("{mean:.0} new tokens/s"),
+        format!(
+            "{:.0} to {:.0} over intervals of {}",
+            rates.first()?,
+            rates.last()?,
+            duration(throughput.interval_ns)
+        ),
+    ])
 }
 
 pub(super) fn section(text: &mut String, session: &Session, answers: &Answers) {
     let counters = &answers.counters;
     line(text, "session", &visible(&session.folder.to_string_lossy()));
-    if let Some(model) = &answers.facts.model {
-        line(text, "model", &visible(model));
+    if let Some(model) = model(answers) {
+        line(text, "model", &model);
     }
-    line(text, "duration", &duration(answers.duration_ns));
     wrapped(text, "processes", &processes(&answers.processes));
     wrapped(
         text,
         "work",
         &[
+            duration(answers.duration_ns),
             format!("{} engine steps", grouped(counters.engine_steps)),
             format!("{} requests", grouped(counters.finished_requests)),
             format!(
@@ -47,4 +101,7 @@ pub(super) fn section(text: &mut String, session: &Session, answers: &Answers) {
             ),
         ],
     );
+    if let Some(rates) = throughput(answers) {
+        wrapped(text, "throughput", &rates);
+    }
 }

@@ -8,13 +8,14 @@ use profilemate_analysis::kv_cache::PoolSummary;
 use super::page::{grouped, percent, wrapped};
 use crate::text::visible;
 
+/// Most pools that are named; all of many are in the tables.
+const MOST_POOLS: usize = 4;
+
 pub(super) fn section(text: &mut String, answers: &Answers) {
     let Some(summary) = answers.kv_cache.as_ref().filter(|summary| !summary.pools.is_empty()) else { return };
-    text.push('\n');
     pool(text, "kv cache", &summary.all);
     if summary.pools.len() > 1 {
-        // A line for each of a few pools; all of many are in the tables.
-        for of in summary.pools.iter().take(8) {
+        for of in summary.pools.iter().take(MOST_POOLS) {
             let name = format!("{} {}", of.process, of.pool);
             let _ = writeln!(text, "  {}", visible(name.trim_end()));
             pool(text, "", of);

@@ -1,7 +1,8 @@
-//! The summary that a person reads: plain text, 80 columns. One file for each section; [`summary`] has their order.
+//! The summary that a person reads: 80 columns, 40 rows for a usual session. One file for each section; [`summary`] has
+//! their order.
 
 mod batch;
-mod cpu;
+mod breakdown;
 mod forward;
 mod gpu;
 mod header;
@@ -17,19 +18,22 @@ use profilemate_session::Session;
 
 use crate::text::visible;
 
-/// The summary; `tables` is the folder with the tables, when there are any.
+/// The summary; `tables` is the folder with the tables, when there are any; it is named if it is not the session's own.
+///
+/// It is styled with ANSI escape codes, and nothing else in it is one, whatever clients sent: whoever prints it takes them out
+/// where there is no terminal for them, or nobody wants them (`NO_COLOR`).
 pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> String {
     let mut text = String::new();
     header::section(&mut text, session, answers);
-    forward::section(&mut text, answers);
+    breakdown::section(&mut text, answers);
     gpu::section(&mut text, answers);
-    cpu::section(&mut text, answers);
+    forward::section(&mut text, answers);
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);
     // What to change (findings) comes here: after what was measured, before what the measuring cost.
     profiler::section(&mut text, session, answers);
-    if let Some(tables) = tables {
+    if let Some(tables) = tables.filter(|tables| *tables != session.folder) {
         page::line(&mut text, "tables", &format!("{}/*.csv, *.json", visible(&tables.to_string_lossy())));
     }
     text

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use anstyle::{AnsiColor, Color, Style};
+
 use crate::text::visible;
 
 /// Columns of a terminal that everybody has.
@@ -35,32 +37,91 @@ pub(super) fn duration(nanoseconds: u64) -> String {
     }
 }
 
-pub(super) fn line(text: &mut String, label: &str, value: &str) {
-    // A path may be longer than a terminal is wide; it is not cut, so that it can be copied.
-    let _ = writeln!(text, "{label:<13}{value}");
+/// What a line is about: stands at its beginning.
+pub(super) const LABEL: Style = Style::new().bold();
+
+/// What somebody should look at.
+pub(super) const WARNING: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Yellow)));
+
+/// Columns of a label.
+pub(super) const LABEL_WIDTH: usize = 13;
+
+/// A text in a style. Whoever prints it takes styles out where there is no terminal for them.
+pub(super) fn styled(style: Style, text: &str) -> String {
+    if text.trim_end().is_empty() { text.to_owned() } else { format!("{style}{text}{style:#}") }
 }
 
-/// Words in lines of at most [`WIDTH`] columns, all after the first indented.
-pub(super) fn wrapped(text: &mut String, label: &str, words: &[String]) {
-    let mut current = format!("{label:<13}");
-    let mut empty = true;
-    for (at, word) in words.iter().enumerate() {
-        let comma = if at + 1 < words.len() { "," } else { "" };
-        if !empty && current.len() + 1 + word.len() + comma.len() > WIDTH {
-            let _ = writeln!(text, "{current}");
-            current = " ".repeat(13);
-            empty = true;
+fn label_of(label: &str) -> String {
+    styled(LABEL, &format!("{label:<LABEL_WIDTH$}"))
+}
+
+/// Columns that a text takes.
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// A label and what is said under it, on one line.
+pub(super) fn line(text: &mut String, label: &str, value: &str) {
+    // A path may be longer than a terminal is wide; it is not cut, so that it can be copied.
+    let _ = writeln!(text, "{}{value}", label_of(label));
+}
+
+/// The first line of a table: what its rows are, and what its columns.
+pub(super) fn heading(text: &mut String, label: &str, label_width: usize, columns: &str) {
+    let _ = writeln!(text, "{}{columns}", styled(LABEL, &format!("{label:<label_width$}")));
+}
+
+/// Phrases, separated by commas, in lines of at most [`WIDTH`] columns, all after the first indented. Only a phrase that is
+/// longer than a line is broken.
+pub(super) fn wrapped(text: &mut String, label: &str, phrases: &[String]) {
+    wrapped_in(text, label, phrases, Style::new());
+}
+
+/// As [`wrapped`], in a style.
+pub(super) fn wrapped_in(text: &mut String, label: &str, phrases: &[String], style: Style) {
+    let room = WIDTH - LABEL_WIDTH;
+    let mut lines: Vec<String> = vec![String::new()];
+    let mut put = |piece: &str| {
+        let current = lines.last_mut().filter(|line| line.is_empty() || width(line) + 1 + width(piece) <= room);
+        match current {
+            Some(line) if line.is_empty() => line.push_str(piece),
+            Some(line) => {
+                line.push(' ');
+                line.push_str(piece);
+            }
+            None => lines.push(piece.to_owned()),
         }
-        let _ = write!(current, "{}{word}{comma}", if empty { "" } else { " " });
-        empty = false;
+    };
+    for (at, phrase) in phrases.iter().enumerate() {
+        let comma = if at + 1 < phrases.len() { "," } else { "" };
+        let phrase = format!("{phrase}{comma}");
+        if width(&phrase) <= room {
+            put(&phrase);
+        } else {
+            phrase.split(' ').for_each(|word| put(&shortened(word, room)));
+        }
     }
-    let _ = writeln!(text, "{current}");
+    for (at, line) in lines.iter().enumerate() {
+        let _ = writeln!(text, "{}{}", label_of(if at == 0 { label } else { "" }), styled(style, line));
+    }
+}
+
+/// A text of at most `room` columns: what is longer loses its middle, where names differ least.
+pub(super) fn shortened(text: &str, room: usize) -> String {
+    let length = width(text);
+    if length <= room {
+        return text.to_owned();
+    }
+    let kept = room.saturating_sub(3);
+    let (head, tail) = (kept - kept / 2, kept / 2);
+    text.chars().take(head).chain("...".chars()).chain(text.chars().skip(length - tail)).collect()
 }
 
 /// A share in percent, or that it is not known.
 pub(super) fn percent(value: Option<f64>) -> String {
     value.map_or("unknown".to_owned(), |value| format!("{value:.1} %"))
 }
+
 /// Counts by what they are of, the most frequent first.
 pub(super) fn counted(counts: &BTreeMap<String, u64>) -> Vec<String> {
     let mut counts: Vec<(&String, &u64)> = counts.iter().collect();
@@ -96,8 +157,26 @@ mod tests {
     fn long_lists_wrap_at_80_columns() {
         let mut text = String::new();
         let words: Vec<String> = (0..30).map(|at| format!("worker-{at} (closed)")).collect();
-        wrapped(&mut text, "processes", &words);
+        wrapped(&mut text, "", &words);
         assert!(text.lines().all(|line| line.len() <= WIDTH), "{text}");
         assert!(text.contains("worker-29 (closed)\n"));
+    }
+
+    #[test]
+    fn a_phrase_longer_than_a_line_is_broken_and_a_word_longer_than_a_line_shortened() {
+        let mut text = String::new();
+        wrapped(&mut text, "", &["one two ".repeat(20), "x".repeat(100)]);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert_eq!(text.matches("two").count(), 20);
+        assert_eq!(shortened("abcdefghij", 10), "abcdefghij");
+        assert_eq!(shortened("abcdefghijk", 8), "abc...jk");
+    }
+
+    #[test]
+    fn labels_are_bold_and_nothing_else_is_marked() {
+        let mut text = String::new();
+        line(&mut text, "model", "tiny");
+        line(&mut text, "", "more");
+        assert_eq!(text, "\u{1b}[1mmodel        \u{1b}[0mtiny\n             more\n");
     }
 }

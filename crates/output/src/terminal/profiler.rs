@@ -1,37 +1,40 @@
 //! What the recording itself cost, what it lost, and what could not attach.
 
+use anstyle::Style;
 use profilemate_analysis::Answers;
 use profilemate_session::Session;
 
-use super::page::{grouped, line, wrapped};
+use super::page::{WARNING, grouped, wrapped, wrapped_in};
 use crate::text::visible;
 
+/// Most damages that are told.
+const DAMAGES: usize = 3;
+
 pub(super) fn section(text: &mut String, session: &Session, answers: &Answers) {
-    if !answers.overhead.is_empty() {
-        text.push('\n');
-        for (at, cost) in answers.overhead.iter().enumerate() {
-            let share =
-                cost.share_of_step_pct.map_or(String::new(), |share| format!(", {share:.3} % of its steps"));
-            let label = if at == 0 { "probes cost" } else { "" };
-            let microseconds = cost.mean_ns_per_step / 1000.0;
-            line(text, label, &format!("{}: {microseconds:.2} us per step{share}", visible(&cost.process)));
+    let mut words = Vec::new();
+    let costs = answers.overhead.iter();
+    if let Some(most) = costs.max_by(|a, b| a.mean_ns_per_step.total_cmp(&b.mean_ns_per_step)) {
+        let share = most.share_of_step_pct.map_or(String::new(), |share| format!(" ({share:.3} %)"));
+        let microseconds = most.mean_ns_per_step / 1000.0;
+        words.push(format!("{} {microseconds:.2} us per step{share}", visible(&most.process)));
+    }
+    words.push(format!("{} records", grouped(session.records_written())));
+    for (count, what) in [
+        (session.records_lost(), "lost"),
+        (session.records_damaged(), "damaged"),
+        (answers.probe_errors, "probe errors"),
+    ] {
+        if count > 0 || what == "lost" {
+            words.push(format!("{} {what}", grouped(count)));
         }
     }
-    text.push('\n');
-    let mut records = vec![
-        format!("{} written", grouped(session.records_written())),
-        format!("{} lost", grouped(session.records_lost())),
-        format!("{} damaged", grouped(session.records_damaged())),
-    ];
-    if answers.probe_errors > 0 {
-        records.push(format!("probe errors: {}", grouped(answers.probe_errors)));
+    let is_whole = session.records_lost() + session.records_damaged() + answers.probe_errors == 0;
+    wrapped_in(text, "profiler", &words, if is_whole { Style::new() } else { WARNING });
+    for damage in session.damage.iter().take(DAMAGES) {
+        wrapped_in(text, "", &[format!("{}: {}", visible(&damage.file), visible(&damage.what))], WARNING);
     }
-    wrapped(text, "records", &records);
-    for damage in session.damage.iter().take(5) {
-        line(text, "", &format!("{}: {}", visible(&damage.file), visible(&damage.what)));
-    }
-    if session.damage.len() > 5 {
-        line(text, "", &format!("and {} more, see metadata.json", session.damage.len() - 5));
+    if session.damage.len() > DAMAGES {
+        wrapped(text, "", &[format!("and {} more, see metadata.json", session.damage.len() - DAMAGES)]);
     }
     not_attached(text, answers);
 }
@@ -47,7 +50,6 @@ fn not_attached(text: &mut String, answers: &Answers) {
         }
     }
     for (reason, profilers) in reasons {
-        wrapped(text, "not attached", &profilers);
-        line(text, "", &format!("({})", visible(reason)));
+        wrapped(text, "not attached", &[format!("{} ({})", profilers.join(", "), visible(reason))]);
     }
 }
