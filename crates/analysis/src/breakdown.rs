@@ -48,13 +48,15 @@ pub enum Part {
     OutputProcessing,
     /// The front end turns text into tokens, where it is in the engine's process.
     Tokenization,
-    /// None of these: messages between processes, waiting for them, code that is not watched.
+    /// Between scheduling and taking tokens, and none of the above: the way to the workers and back.
+    Executor,
+    /// None of these: code that is not watched.
     Other,
 }
 
 impl Part {
     /// Every part, in the order of reports.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Scheduling,
         Self::BatchPreparation,
         Self::Launch,
@@ -66,6 +68,7 @@ impl Part {
         Self::UpdateFromOutput,
         Self::OutputProcessing,
         Self::Tokenization,
+        Self::Executor,
         Self::Other,
     ];
 
@@ -83,6 +86,7 @@ impl Part {
             Self::UpdateFromOutput => "update_from_output",
             Self::OutputProcessing => "output_processing",
             Self::Tokenization => "tokenization",
+            Self::Executor => "executor",
             Self::Other => "other",
         }
     }

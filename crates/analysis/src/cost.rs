@@ -16,7 +16,7 @@ use crate::steps::{Phase, Steps};
 pub const MIN_STEPS: usize = 50;
 
 /// Least share of the variance that a fit explains, if it is said.
-pub const MIN_R_SQUARED: f64 = 0.5;
+pub const MIN_R_SQUARED: f64 = 0.7;
 
 /// How many standard errors a coefficient is away from nothing, at least, if it is said.
 const CLEAR_OF_ERROR: f64 = 3.0;

@@ -136,8 +136,9 @@ fn a_step_is_divided_by_what_its_worker_does() {
         // The logits.
         ("model_other", 100),
         ("update_from_output", 30),
-        // To the worker and back, and around the last two.
-        ("other", 50 + 50 + 100 + 20),
+        // To the worker, between the logits and sampling, and back.
+        ("executor", 50 + 50 + 100),
+        ("other", 20),
     ];
     assert_eq!(named(&engine.step), expected);
     assert_eq!(steps.len(), 1);
@@ -177,10 +178,16 @@ fn a_step_that_is_executed_while_the_next_is_scheduled_counts_once() {
     let [first, second] = workers;
     let (answers, steps) = written(&[engine, first, second]);
     // Of the first step the model's part lies after its end, but for its beginning.
-    assert_eq!(named(&steps[0].2), [("scheduling", 100), ("batch_preparation", 50), ("other", 50)]);
+    assert_eq!(named(&steps[0].2), [("scheduling", 100), ("batch_preparation", 50), ("executor", 50)]);
     // Scheduled until 10,310; the passes last until 11,250 and 11,280, the rest of the worker's parts until 11,330.
-    let expected =
-        [("scheduling", 100), ("forward", 970), ("model_other", 50), ("update_from_output", 50), ("other", 120)];
+    let expected = [
+        ("scheduling", 100),
+        ("forward", 970),
+        ("model_other", 50),
+        ("update_from_output", 50),
+        ("executor", 70),
+        ("other", 50),
+    ];
     assert_eq!(named(&steps[1].2), expected);
     let breakdown = answers.breakdown.unwrap();
     assert_eq!(breakdown.engines[0].wall_ns(), RUN);
@@ -275,7 +282,8 @@ fn on_a_gpu_its_work_comes_before_what_the_host_does_beside_it() {
             (Part::Sampling, 200),
             (Part::ModelOther, 100),
             (Part::UpdateFromOutput, 50),
-            (Part::Other, 140),
+            (Part::Executor, 90),
+            (Part::Other, 50),
         ] {
             assert!(close(parts.of(part), us), "{part:?} {us} {parts:?}");
         }

@@ -34,6 +34,8 @@ pub(super) struct Engine {
     waiting: VecDeque<Stretch>,
     /// Everything before is in some stretch; `None` before the first.
     covered_ns: Option<i64>,
+    /// When the scheduler's last call returned, if no tokens were taken since.
+    scheduled_ns: Option<i64>,
     /// The latest times without requests: from, to.
     idles: VecDeque<(i64, i64)>,
     time: EngineTime,
@@ -56,6 +58,7 @@ fn part(kind: usize) -> Part {
         Part::ModelOther,
         Part::OutputProcessing,
         Part::Tokenization,
+        Part::Executor,
         Part::Other,
     ];
     OF[kind]
@@ -79,6 +82,7 @@ impl Engine {
             sweep: Sweep::default(),
             waiting: VecDeque::new(),
             covered_ns: None,
+            scheduled_ns: None,
             idles: VecDeque::new(),
             time: EngineTime {
                 process: of.process(Component::EngineCore).to_owned(),
@@ -99,8 +103,17 @@ impl Engine {
             return None;
         }
         let kind = match event.name {
-            Name::Scheduling => Kind::Scheduling,
-            Name::UpdateFromOutput => Kind::UpdateFromOutput,
+            Name::Scheduling => {
+                self.scheduled_ns = Some(event.end_ns);
+                Kind::Scheduling
+            }
+            Name::UpdateFromOutput => {
+                // In between it hands the step to its workers and waits for results, of this step or one before.
+                if let Some(scheduled_ns) = self.scheduled_ns.take() {
+                    self.mark(scheduled_ns, event.start_ns, Kind::Executor);
+                }
+                Kind::UpdateFromOutput
+            }
             Name::OutputProcessing => Kind::OutputProcessing,
             Name::Tokenization => Kind::Tokenization,
             Name::EngineIdle => {
@@ -115,6 +128,10 @@ impl Engine {
                 return self.next(session, LAG);
             }
             Name::EngineStep => {
+                // What was scheduled is under way, and its results are taken in a later step.
+                if let Some(scheduled_ns) = self.scheduled_ns {
+                    self.mark(scheduled_ns, event.end_ns, Kind::Executor);
+                }
                 let start_ns = self.come_to(event.start_ns);
                 let end_ns = event.end_ns.max(start_ns);
                 self.waiting.push_back(Stretch { start_ns, end_ns, step: Some(event.record.step) });

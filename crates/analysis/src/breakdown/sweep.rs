@@ -35,10 +35,12 @@ pub(super) enum Kind {
     OutputProcessing,
     /// The front end, in the engine's own process, turns text into tokens.
     Tokenization,
+    /// The engine has chosen a step's tokens, and does not take any yet.
+    Executor,
 }
 
 /// How many kinds there are.
-pub(super) const KINDS: usize = Kind::Tokenization as usize + 1;
+pub(super) const KINDS: usize = Kind::Executor as usize + 1;
 
 /// Time by kind, and behind the kinds the time in which nothing of all that went on. Nanoseconds.
 pub(super) type Divided = [u64; KINDS + 1];
@@ -151,6 +153,7 @@ mod tests {
         Kind::ModelExecution,
         Kind::OutputProcessing,
         Kind::Tokenization,
+        Kind::Executor,
     ];
 
     proptest! {

@@ -24,7 +24,9 @@ pub(super) fn section(text: &mut String, answers: &Answers) {
         let count = timed.len();
         line(text, "gpu", &format!("{count} workers wait for the host {least} to {most} of the time"));
     }
-    if let Some(graphs) = answers.cuda_graphs.as_ref().filter(|graphs| !graphs.usage.is_empty()) {
+    // Without a GPU there are none, and nobody misses them.
+    let is_on_gpu = answers.facts.gpu_name.is_some() || !timed.is_empty();
+    if let Some(graphs) = answers.cuda_graphs.as_ref().filter(|graphs| is_on_gpu && !graphs.usage.is_empty()) {
         let coverage = format!("{} of steps run in one", percent(graphs.coverage_pct()));
         wrapped(
             text,

@@ -15,7 +15,7 @@ const NAMED: usize = 4;
 /// Fewest intervals that say how throughput varied.
 const INTERVALS: usize = 3;
 
-/// One entry for each process with all its roles, or, of many processes, for each set of roles.
+/// One entry for each ending with its processes, or, of many processes, for each set of roles.
 fn processes(processes: &[Process]) -> Vec<String> {
     let mut by_pid: BTreeMap<u32, Vec<&Process>> = BTreeMap::new();
     for process in processes {
@@ -28,10 +28,17 @@ fn processes(processes: &[Process]) -> Vec<String> {
     };
     if by_pid.len() <= NAMED {
         let name = |process: &Process| format!("{}-{}", visible(&process.role), process.rank);
-        let mut entries: Vec<String> =
-            by_pid.values().map(|of_pid| format!("{} ({})", named(of_pid, name), ending(of_pid))).collect();
-        entries.sort();
-        return entries;
+        let mut by_ending: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for of_pid in by_pid.values() {
+            by_ending.entry(ending(of_pid)).or_default().push(named(of_pid, name));
+        }
+        for names in by_ending.values_mut() {
+            names.sort();
+        }
+        return by_ending
+            .into_iter()
+            .map(|(ending, names)| format!("{} ({ending})", names.join(" and ")))
+            .collect();
     }
     let mut counts: BTreeMap<(String, String), u32> = BTreeMap::new();
     for of_pid in by_pid.values() {
@@ -87,20 +94,15 @@ pub(super) fn section(text: &mut String, session: &Session, answers: &Answers) {
         line(text, "model", &model);
     }
     wrapped(text, "processes", &processes(&answers.processes));
-    wrapped(
-        text,
-        "work",
-        &[
-            duration(answers.duration_ns),
-            format!("{} engine steps", grouped(counters.engine_steps)),
-            format!("{} requests", grouped(counters.finished_requests)),
-            format!(
-                "{} prompt + {} new tokens",
-                grouped(counters.prompt_tokens),
-                grouped(counters.generation_tokens)
-            ),
-        ],
-    );
+    let mut work = vec![
+        duration(answers.duration_ns),
+        format!("{} requests", grouped(counters.finished_requests)),
+        format!("{} prompt + {} new tokens", grouped(counters.prompt_tokens), grouped(counters.generation_tokens)),
+    ];
+    if answers.breakdown.is_none() {
+        work.insert(1, format!("{} engine steps", grouped(counters.engine_steps)));
+    }
+    wrapped(text, "work", &work);
     if let Some(rates) = throughput(answers) {
         wrapped(text, "throughput", &rates);
     }

@@ -26,13 +26,12 @@ pub(super) fn section(text: &mut String, answers: &Answers) {
 fn pool(text: &mut String, label: &str, of: &PoolSummary) {
     let mut words = Vec::new();
     if let Some(blocks) = of.total_blocks {
-        words.push(format!("peak {} of {} blocks", percent(of.peak_usage_pct()), grouped(blocks)));
-        words.push(format!("mean {}", percent(of.mean_usage_pct)));
+        words.push(format!("peak {}", percent(of.peak_usage_pct())));
+        words.push(format!("mean {} of {} blocks", percent(of.mean_usage_pct), grouped(blocks)));
+    }
+    if of.prefix_query_tokens.is_some_and(|queries| queries > 0) {
+        words.push(format!("prefix hits {}", percent(of.prefix_hit_rate_pct())));
     }
     words.extend(of.evictions.map(|evictions| format!("{} evictions", grouped(evictions))));
-    if let Some(queries) = of.prefix_query_tokens.filter(|queries| *queries > 0) {
-        let rate = percent(of.prefix_hit_rate_pct());
-        words.push(format!("prefix cache found {rate} of {} tokens", grouped(queries)));
-    }
     wrapped(text, label, &words);
 }

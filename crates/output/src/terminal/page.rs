@@ -56,7 +56,7 @@ fn label_of(label: &str) -> String {
 }
 
 /// Columns that a text takes.
-fn width(text: &str) -> usize {
+pub(super) fn width(text: &str) -> usize {
     text.chars().count()
 }
 

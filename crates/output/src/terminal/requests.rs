@@ -8,7 +8,7 @@ use profilemate_analysis::latency::Part;
 use super::page::{counted, grouped, heading, wrapped};
 
 /// Share under which a part of the time is not worth a word, percent.
-const SMALL_PCT: f64 = 0.05;
+const SMALL_PCT: f64 = 1.0;
 
 /// A part, for people.
 fn name(part: Part) -> &'static str {
