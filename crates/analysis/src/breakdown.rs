@@ -169,12 +169,12 @@ impl EngineTime {
     /// Of several engines together: their times one behind the other.
     pub fn sum<'a>(engines: impl Iterator<Item = &'a Self>) -> Self {
         engines.fold(Self::default(), |mut sum, engine| {
-            sum.steps += engine.steps;
-            sum.before_ns += engine.before_ns;
+            sum.steps = sum.steps.saturating_add(engine.steps);
+            sum.before_ns = sum.before_ns.saturating_add(engine.before_ns);
             sum.step.add_all(&engine.step);
             sum.between.add_all(&engine.between);
-            sum.idle_ns += engine.idle_ns;
-            sum.after_ns += engine.after_ns;
+            sum.idle_ns = sum.idle_ns.saturating_add(engine.idle_ns);
+            sum.after_ns = sum.after_ns.saturating_add(engine.after_ns);
             sum
         })
     }

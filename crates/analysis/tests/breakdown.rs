@@ -16,6 +16,7 @@ use profilemate_analysis::steps::Phase;
 use profilemate_analysis::{Answers, Row, analyze};
 use profilemate_format::record::{GpuStep, Label, Outputs, Payload, Schedule};
 use profilemate_session::{Error, Session};
+use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;
 const US: u64 = 1_000;
@@ -192,6 +193,38 @@ fn a_step_that_is_executed_while_the_next_is_scheduled_counts_once() {
     let breakdown = answers.breakdown.unwrap();
     assert_eq!(breakdown.engines[0].wall_ns(), RUN);
     assert_eq!(breakdown.engines[0].between.total_ns(), 10 * US);
+}
+
+/// More steps than wait to be divided: none is told twice or forgotten.
+#[test]
+fn a_long_run_is_divided_as_it_goes() {
+    let mut engine = engine(1);
+    let mut worker = Log::new("worker", 0, 0, 2, 1);
+    let steps = 1_500;
+    for step in 1..=steps {
+        let us = 10_000 + step * 500;
+        engine.span(us, 20, step, "scheduling", (0, 0), "");
+        worker.span(us + 50, 300, step, "forward", (1, 0), "");
+        worker.span(us + 30, 340, step, "model_execution", (1, 0), "");
+        engine.span(us + 380, 10, step, "update_from_output", (0, 0), "");
+        engine.span(us, 400, step, "engine_step", (0, 0), "");
+    }
+    let (answers, told) = written(&[engine, worker]);
+    let breakdown = answers.breakdown.unwrap();
+    let expected = [
+        ("scheduling", 20 * steps),
+        ("batch_preparation", 20 * steps),
+        ("forward", 300 * steps),
+        ("model_other", 20 * steps),
+        ("update_from_output", 10 * steps),
+        ("executor", 20 * steps),
+        ("other", 10 * steps),
+    ];
+    assert_eq!(named(&breakdown.engines[0].step), expected);
+    assert_eq!(named(&breakdown.engines[0].between), [("other", 100 * (steps - 1))]);
+    assert_eq!(breakdown.workers[0].host.of(Part::Forward), 300 * steps * US);
+    let numbers: Vec<u64> = told.iter().filter_map(|(step, ..)| *step).collect();
+    assert_eq!(numbers, (1..=steps).collect::<Vec<_>>());
 }
 
 /// Everything in one process: what the front end does lies between the steps.
@@ -474,4 +507,64 @@ fn the_parts_of_a_request_are_its_time() {
     assert_eq!(us(latency::Part::Prefill), 12_500 - 11_005);
     assert_eq!(us(latency::Part::Decode), 16_500 - 12_500 - 2_500);
     assert_eq!(us(latency::Part::Delivery), 500);
+}
+
+const NAMES: [&str; 13] = [
+    "engine_step",
+    "engine_idle",
+    "scheduling",
+    "update_from_output",
+    "model_execution",
+    "forward",
+    "sampling",
+    "bookkeeping",
+    "drafting",
+    "output_processing",
+    "detokenization",
+    "tokenization",
+    "output_ready",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Whatever logs say, and in whatever order: an engine's time is the run's, and a worker's lies between its first moment
+    /// and its last.
+    #[test]
+    fn whatever_logs_say_the_parts_are_the_run(
+        spans in prop::collection::vec((0usize..3, 0..NAMES.len(), 0u64..900_000, 0u64..5_000, 0u64..9), 0..150),
+        timing_mode in prop_oneof![Just("wall"), Just("events"), Just("lightweight")],
+        gpu in prop::collection::vec((0u64..900_000, 0u64..9, 0u32..3_000, 0u32..3_000, 0u32..3_000), 0..20),
+    ) {
+        let mut logs = [engine(1), Log::new("worker", 0, 0, 2, 1), Log::new("worker", 1, 0, 3, 1)];
+        logs[0].role("api_server", 0, 0);
+        logs[1].fact("timing_mode", timing_mode);
+        for (log, name, us, long_us, step) in spans {
+            logs[log].span(us, long_us, step, NAMES[name], (1 << 32 | 1, 1), "");
+        }
+        let milliseconds = |us: u32| Some(us as f32 / 1e3);
+        for (us, step, forward, idle, busy) in gpu {
+            let step_on_gpu = GpuStep {
+                forward_ms: milliseconds(forward),
+                sample_ms: milliseconds(forward / 2),
+                draft_ms: None,
+                idle_before_ms: milliseconds(idle),
+                busy_ms: milliseconds(busy),
+                padded_tokens: 0,
+                descriptor: 0,
+                read_after_us: 5_000,
+            };
+            logs[1].push(us, step, Label::Work, 0, Payload::GpuStep(step_on_gpu));
+        }
+        let (answers, steps) = written(&logs);
+        let breakdown = answers.breakdown.unwrap();
+        for engine in &breakdown.engines {
+            prop_assert_eq!(engine.wall_ns(), answers.duration_ns);
+            prop_assert_eq!(engine.steps, steps.len() as u64);
+            prop_assert_eq!(engine.step.total_ns(), steps.iter().map(|(.., parts)| parts.total_ns()).sum::<u64>());
+        }
+        for worker in &breakdown.workers {
+            prop_assert!(worker.host.total_ns() <= answers.duration_ns);
+        }
+    }
 }
