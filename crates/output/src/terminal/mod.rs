@@ -36,5 +36,5 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     if let Some(tables) = tables.filter(|tables| *tables != session.folder) {
         page::line(&mut text, "tables", &format!("{}/*.csv, *.json", visible(&tables.to_string_lossy())));
     }
-    text
+    page::fitted(&text)
 }

@@ -10,6 +10,24 @@ use crate::text::visible;
 /// Columns of a terminal that everybody has.
 pub(super) const WIDTH: usize = 80;
 
+/// Rows of a terminal that everybody has, less the one of the prompt behind the report.
+const ROWS: usize = 39;
+
+/// The text without as many of its blank lines, from the last on, as it takes to fit on a terminal.
+pub(super) fn fitted(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut surplus = lines.len().saturating_sub(ROWS);
+    let mut kept: Vec<&str> = Vec::with_capacity(lines.len());
+    for line in lines.into_iter().rev() {
+        if surplus > 0 && line.is_empty() {
+            surplus -= 1;
+        } else {
+            kept.push(line);
+        }
+    }
+    kept.into_iter().rev().flat_map(|line| [line, "\n"]).collect()
+}
+
 /// A whole number with its thousands apart.
 pub(super) fn grouped(value: u64) -> String {
     let digits = value.to_string();
@@ -146,6 +164,16 @@ mod tests {
         assert_eq!(duration(1_500_000_000), "1.5 s");
         assert_eq!(duration(61_000_000_000), "1 min 01 s");
         assert_eq!(duration(3_600_000_000_000), "1 h 00 min 00 s");
+    }
+
+    #[test]
+    fn blank_lines_are_there_as_long_as_there_is_room() {
+        let long = "a\n\n".repeat(15) + &"b\n".repeat(13);
+        let fitted_text = fitted(&long);
+        assert_eq!(fitted_text.lines().count(), ROWS);
+        assert!(fitted_text.starts_with("a\n\na\n") && fitted_text.contains("a\na\nb\n"), "{fitted_text}");
+        assert_eq!(fitted("a\n\nb\n"), "a\n\nb\n");
+        assert_eq!(fitted(&"a\n".repeat(50)).lines().count(), 50, "nothing that is said is dropped");
     }
 
     #[test]
