@@ -45,6 +45,9 @@ pub(super) const KINDS: usize = Kind::Executor as usize + 1;
 /// Time by kind, and behind the kinds the time in which nothing of all that went on. Nanoseconds.
 pub(super) type Divided = [u64; KINDS + 1];
 
+/// Most marks that lie ahead. They are more than wait for any step; what is beyond belongs to an engine whose own log is gone.
+const MOST_AHEAD: usize = 1 << 18;
+
 /// A set of kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kinds(u32);
@@ -90,6 +93,9 @@ impl Sweep {
     /// Something went on.
     pub(super) fn mark(&mut self, start_ns: i64, end_ns: i64, kind: Kind) {
         if end_ns > start_ns {
+            if self.ahead.len() >= MOST_AHEAD {
+                self.ahead.pop();
+            }
             self.ahead.push(Reverse(Mark { start_ns, end_ns, kind }));
         }
     }
@@ -155,6 +161,18 @@ mod tests {
         Kind::Tokenization,
         Kind::Executor,
     ];
+
+    #[test]
+    fn marks_that_nobody_asks_for_are_bounded() {
+        let mut sweep = Sweep::default();
+        let end_ns = i64::try_from(2 * MOST_AHEAD).unwrap();
+        for at in 0..end_ns {
+            sweep.mark(at, at + 1, Kind::Forward);
+        }
+        assert_eq!(sweep.ahead.len(), MOST_AHEAD);
+        // The latest are those that may still be asked for.
+        assert_eq!(sweep.divide(end_ns - 10, end_ns, Kinds::ALL)[Kind::Forward as usize], 10);
+    }
 
     proptest! {
         /// Nanosecond by nanosecond, the long way round.

@@ -7,7 +7,7 @@ use profilemate_analysis::Answers;
 use profilemate_analysis::breakdown::{EngineTime, FrontEndTime, Part, Parts};
 use profilemate_session::Name;
 
-use super::page::{grouped, heading, line, percent, wrapped};
+use super::page::{grouped, heading, percent, wrapped};
 
 /// Share under which a part of the run is not worth a word, percent.
 const SMALL_PCT: f64 = 0.05;
@@ -128,18 +128,19 @@ pub(super) fn cost(text: &mut String, answers: &Answers) {
     let best = |has: fn(&profilemate_analysis::cost::Fit) -> bool| {
         answers.cost.iter().filter(|fit| has(fit)).max_by_key(|fit| fit.steps)
     };
+    let prefill = best(|fit| fit.prefill_token_us.is_some());
+    let decode = best(|fit| fit.decode_sequence_us.is_some());
+    let is_one = prefill.zip(decode).is_some_and(|(prefill, decode)| std::ptr::eq(prefill, decode));
+    let quality = |fit: &profilemate_analysis::cost::Fit| format!(" (R2 {:.2})", fit.r_squared);
     let mut words = Vec::new();
-    if let Some(fit) = best(|fit| fit.prefill_token_us.is_some())
-        && let Some(cost) = fit.prefill_token_us
-    {
-        words.push(format!("a prefill token {:.2} us (R2 {:.2})", cost.value, fit.r_squared));
+    if let Some((fit, cost)) = prefill.and_then(|fit| Some((fit, fit.prefill_token_us?))) {
+        let quality = if is_one { String::new() } else { quality(fit) };
+        words.push(format!("prefill token {:.2} us{quality}", cost.value));
     }
-    if let Some(fit) = best(|fit| fit.decode_sequence_us.is_some())
-        && let Some(cost) = fit.decode_sequence_us
-    {
-        words.push(format!("a decoding sequence {:.2} us (R2 {:.2})", cost.value, fit.r_squared));
+    if let Some((fit, cost)) = decode.and_then(|fit| Some((fit, fit.decode_sequence_us?))) {
+        words.push(format!("decode sequence {:.2} us{}", cost.value, quality(fit)));
     }
     if !words.is_empty() {
-        line(text, "one more", &words.join(", "));
+        wrapped(text, "one more", &words);
     }
 }

@@ -49,19 +49,20 @@ fn processes(processes: &[Process]) -> Vec<String> {
 }
 
 /// What ran on what.
-fn model(answers: &Answers) -> Option<String> {
+fn model(answers: &Answers) -> Vec<String> {
     let facts = &answers.facts;
-    let vllm = facts.vllm_version.as_ref().map(|version| format!("vLLM {}", visible(version)));
-    let gpu = facts.gpu_name.as_ref().map(|name| match facts.gpu_count {
-        Some(count) if count > 1 => format!("{count} x {}", visible(name)),
-        _ => visible(name).into_owned(),
+    let gpu = facts.gpu_name.as_ref().map(|name| {
+        // Whose it is goes without saying.
+        let name = visible(name.strip_prefix("NVIDIA ").unwrap_or(name));
+        match facts.gpu_count {
+            Some(count) if count > 1 => format!("{count} x {name}"),
+            _ => name.into_owned(),
+        }
     });
-    let rest: Vec<String> = [vllm, gpu].into_iter().flatten().collect();
-    let rest = shortened(&rest.join(", "), (WIDTH - LABEL_WIDTH) / 2);
-    let room = WIDTH - LABEL_WIDTH - rest.chars().count() - 2;
-    let model = facts.model.as_ref().map(|model| shortened(&visible(model), room));
-    let all: Vec<String> = [model, Some(rest).filter(|rest| !rest.is_empty())].into_iter().flatten().collect();
-    (!all.is_empty()).then(|| all.join(", "))
+    let vllm = facts.vllm_version.as_ref().map(|version| format!("vLLM {}", visible(version)));
+    let model = facts.model.as_ref().map(|model| visible(model).into_owned());
+    let words = [model, vllm, gpu].into_iter().flatten();
+    words.map(|word| shortened(&word, WIDTH - LABEL_WIDTH - 1)).collect()
 }
 
 /// How many tokens were made in a second, on average and at different times; nothing for a run too short for that.
@@ -90,8 +91,9 @@ fn throughput(answers: &Answers) -> Option<Vec<String>> {
 pub(super) fn section(text: &mut String, session: &Session, answers: &Answers) {
     let counters = &answers.counters;
     line(text, "session", &visible(&session.folder.to_string_lossy()));
-    if let Some(model) = model(answers) {
-        line(text, "model", &model);
+    let model = model(answers);
+    if !model.is_empty() {
+        wrapped(text, "model", &model);
     }
     wrapped(text, "processes", &processes(&answers.processes));
     let mut work = vec![

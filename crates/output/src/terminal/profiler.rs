@@ -12,7 +12,8 @@ const DAMAGES: usize = 3;
 
 pub(super) fn section(text: &mut String, session: &Session, answers: &Answers) {
     let mut words = Vec::new();
-    let costs = answers.overhead.iter();
+    // Of equal ones the first.
+    let costs = answers.overhead.iter().rev();
     if let Some(most) = costs.max_by(|a, b| a.mean_ns_per_step.total_cmp(&b.mean_ns_per_step)) {
         let share = most.share_of_step_pct.map_or(String::new(), |share| format!(" ({share:.3} %)"));
         let microseconds = most.mean_ns_per_step / 1000.0;
