@@ -124,6 +124,115 @@ def rows_are_consistent(session: Session) -> None:
         assert float(row["timestamp_sec"]) >= 0
 
 
+def add_up(whole: dict[str, Any]) -> None:
+    """The parts of a division are its whole, in all that is said of them."""
+    parts = whole["parts"].values()
+    assert sum(part["total_ms"] for part in parts) == pytest.approx(whole["total_ms"], rel=1e-9, abs=1e-6)
+    if whole["total_ms"] > 0:
+        assert sum(part["share_pct"] for part in parts) == pytest.approx(100)
+    if whole.get("count"):
+        assert sum(part["mean_ms"] for part in parts) == pytest.approx(whole["mean_ms"], rel=1e-9)
+        assert whole["mean_ms"] * whole["count"] == pytest.approx(whole["total_ms"], rel=1e-9)
+
+
+def spans(rows: Iterable[Row], duration: str) -> list[tuple[float, float]]:
+    """Beginning and end of each row, milliseconds, in order."""
+    begun = [(1000 * float(row["timestamp_sec"]), float(row[duration])) for row in rows if row[duration]]
+    return sorted((start, start + long) for start, long in begun)
+
+
+def overlap(some: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
+    """How long two lists of spans overlap, each of spans that do not overlap one another."""
+    total, at = 0.0, 0
+    for start, end in some:
+        while at < len(others) and others[at][1] <= start:
+            at += 1
+        ahead = at
+        while ahead < len(others) and others[ahead][0] < end:
+            total += min(end, others[ahead][1]) - max(start, others[ahead][0])
+            ahead += 1
+    return total
+
+
+def breakdown_is_that_of_the_rows(session: Session) -> None:
+    breakdown = session.json("breakdown.json")
+    for name in ("run", "engine_step", "between_steps"):
+        add_up(breakdown[name])
+    for worker in breakdown["workers"]:
+        add_up(worker["host"])
+    engines = breakdown["engines"]
+    assert breakdown["run"]["total_ms"] == pytest.approx(engines * breakdown["wall_ms"], rel=1e-9)
+    by_operation = {
+        operation: spans((row for row in session.operations if row["operation"] == operation), "duration_ms")
+        for operation in {row["operation"] for row in session.operations}
+    }
+
+    def total(operation: str) -> float:
+        return sum(end - start for start, end in by_operation.get(operation, []))
+
+    steps = breakdown["engine_step"]
+    assert steps["count"] == breakdown["engine_steps"] == len(by_operation["engine_step"])
+    within_one_percent = pytest.approx(total("engine_step"), rel=0.01)
+    assert steps["total_ms"] == breakdown["run"]["parts"]["engine_step"]["total_ms"] == within_one_percent
+    assert breakdown["run"]["parts"]["engine_idle"]["total_ms"] == pytest.approx(total("engine_idle"), rel=0.01)
+    if engines == 1 and len(breakdown["workers"]) == 1:
+        # Nothing overlaps then but the engine and its worker.
+        for part, rows in [
+            ("forward", spans(session.forward, "forward_time_ms")),
+            *((name, by_operation[name]) for name in ("scheduling", "update_from_output", "batch_preparation")),
+        ]:
+            expected = overlap(by_operation["engine_step"], rows)
+            assert steps["parts"][part]["total_ms"] == pytest.approx(expected, rel=0.01, abs=0.1), part
+    intervals = breakdown["throughput"]["intervals"]
+    counted = {
+        "engine_steps": "engine_steps",
+        "generated_tokens": "generation_tokens",
+        "finished_requests": "finished_requests",
+    }
+    for ours, theirs in counted.items():
+        assert sum(interval[ours] for interval in intervals) == session.counters[theirs]
+    assert sum(interval["prefill_tokens"] for interval in intervals) == sum(
+        int(row["prefill_tokens"]) for row in session.batches
+    )
+    assert len(intervals) <= 240
+
+
+def latency_is_that_of_the_rows(session: Session) -> None:
+    latency = session.json("breakdown.json").get("request_latency")
+    known = ("total_time_sec", "queued_sec", "preemption_delay_sec")
+    over = [row for row in session.lives if all(row[column] for column in known) and row["kind"] != "streaming"]
+    assert (latency is None) == (not over)
+    if latency is None:
+        return
+    assert latency["count"] == len(over)
+    total = sum(float(row["total_time_sec"]) for row in over)
+    parts = latency["parts"]
+    assert latency["total_sec"] == close(total)
+    assert sum(part["total_sec"] for part in parts.values()) == pytest.approx(latency["total_sec"], rel=1e-9)
+    delays = [float(row["preemption_delay_sec"]) for row in over]
+    assert parts["preempted"]["total_sec"] == close(sum(delays))
+    assert parts["preempted"]["p99_sec"] == close(float(np.percentile(delays, 99)))
+    # A request that was never started waited until its end.
+    queues = [float(row["started_sec"] or row["finished_sec"]) - float(row["queued_sec"]) for row in over]
+    assert parts["queue"]["total_sec"] == close(sum(queues))
+    assert parts["queue"]["p95_sec"] == close(float(np.percentile(queues, 95)))
+
+
+def costs_are_those_of_the_rows(session: Session) -> None:
+    """Least squares by numpy, where no step was left out."""
+    for fit in session.json("breakdown.json").get("forward_cost", []):
+        assert fit["steps"] >= 50 and 0.7 <= fit["r_squared"] <= 1
+        if fit["left_out"] or fit.get("phase") != "decode":
+            continue
+        rows = [row for row in session.forward if row["phase"] == "decode"]
+        sequences = np.array([float(row["batch_size"]) for row in rows])
+        times = np.array([1000 * float(row["forward_time_ms"]) for row in rows])
+        factors = np.column_stack([np.ones(len(rows)), sequences])
+        (base, slope), *_ = np.linalg.lstsq(factors, times, rcond=None)
+        assert fit["steps"] == len(rows)
+        assert (1000 * fit["base_ms"], fit["decode_sequence_us"]) == close((base, slope))
+
+
 def nothing_was_lost(session: Session) -> None:
     assert session.metadata["records_lost"] == 0
     assert session.metadata["records_damaged"] <= len(session.metadata["processes"]), (
@@ -140,3 +249,6 @@ def sound(session: Session) -> None:
     forward_summary_is_that_of_the_rows(session)
     cpu_summary_is_that_of_the_rows(session)
     batch_summary_is_that_of_the_rows(session)
+    breakdown_is_that_of_the_rows(session)
+    latency_is_that_of_the_rows(session)
+    costs_are_those_of_the_rows(session)

@@ -121,6 +121,7 @@ SUMMARIES = [
     "batch_utilization_summary.json",
     "preemption_summary.json",
     "kv_cache_summary.json",
+    "breakdown.json",
 ]
 
 

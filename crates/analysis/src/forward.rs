@@ -92,7 +92,7 @@ impl GpuTime {
 }
 
 /// Longer without work is a server that nobody asked for anything, not a bubble: nanoseconds.
-const LONGEST_BUBBLE_NS: u64 = 1_000_000_000;
+pub(crate) const LONGEST_BUBBLE_NS: u64 = 1_000_000_000;
 
 /// One phase of the summary.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,9 +5,12 @@
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
 //! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`]. A new one adds its
-//! file, a variant of [`Row`] and a field of [`Answers`].
+//! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
+//! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
 pub mod batch;
+pub mod breakdown;
+pub mod cost;
 pub mod counters;
 pub mod cpu;
 pub mod cuda_graphs;
@@ -15,11 +18,15 @@ pub mod facts;
 pub mod forward;
 pub mod gpu_clock;
 pub mod kv_cache;
+pub mod latency;
 pub mod overhead;
+mod overview;
 pub mod processes;
+pub mod ranks;
 pub mod requests;
 pub mod statistics;
 pub mod steps;
+pub mod throughput;
 
 use profilemate_session::{Error, Session};
 
@@ -47,6 +54,8 @@ pub enum Row<'a> {
     KvUsage(kv_cache::Usage<'a>),
     /// Of the table of evicted blocks.
     KvEviction(kv_cache::Eviction<'a>),
+    /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
+    Step(breakdown::Step<'a>),
 }
 
 /// What a session says, apart from its rows.
@@ -74,6 +83,14 @@ pub struct Answers {
     pub kv_cache: Option<kv_cache::Summary>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
+    /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
+    pub breakdown: Option<breakdown::Breakdown>,
+    /// Work over time.
+    pub throughput: throughput::Summary,
+    /// Workers of the same engine against each other; only engines with several.
+    pub ranks: Vec<ranks::Skew>,
+    /// What one more token or sequence costs, where the steps say it.
+    pub cost: Vec<cost::Fit>,
     /// What the probes cost, by process.
     pub overhead: Vec<overhead::Overhead>,
     /// Exceptions caught in probes.
@@ -101,6 +118,7 @@ pub fn analyze<E: From<Error>>(
     let is_forward_on = facts.is_on(Profiler::ForwardPassTiming);
     let mut cuda_graphs = facts.is_on(Profiler::CudaGraphTracking).then(cuda_graphs::Collector::default);
     let mut cpu = facts.is_on(Profiler::CpuTiming).then(|| cpu::Collector::new(session));
+    let mut overview = overview::Collector::new(&context, cpu.is_some());
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
     let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
     let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
@@ -140,12 +158,15 @@ pub fn analyze<E: From<Error>>(
                 row(Row::KvEviction(found))?;
             }
         }
-        if let Some(cpu) = &mut cpu
-            && let Some(found) = cpu.see(&context, &event)
-        {
+        let operation = cpu.as_mut().and_then(|cpu| cpu.see(&context, &event));
+        if let Some(found) = overview.see(session, &event, operation.as_ref()) {
+            row(Row::Step(found))?;
+        }
+        if let Some(found) = operation {
             row(Row::Cpu(found))?;
         }
         if let Some(found) = forward.see(&context, &event) {
+            overview.see_pass(&context, &found, &event);
             if is_forward_on {
                 row(Row::Forward(found))?;
             }
@@ -160,11 +181,19 @@ pub fn analyze<E: From<Error>>(
     let requests = requests.map(|requests| requests.finish(&context, &mut row)).transpose()?;
     let kv_cache = kv_cache.map(|kv_cache| kv_cache.finish(session));
     let (processes, duration_ns) = processes.finish(session);
+    while let Some(left) = overview.next_left(session) {
+        row(Row::Step(left))?;
+    }
+    let overview = overview.finish(session, duration_ns);
     Ok(Answers {
         facts,
         processes,
         duration_ns,
         counters: counters.finish(requests.as_ref(), kv_cache.as_ref()),
+        breakdown: overview.breakdown,
+        throughput: overview.throughput,
+        ranks: overview.ranks,
+        cost: overview.cost,
         gpu: forward.gpu_times(),
         forward: is_forward_on.then(|| forward.finish()),
         cuda_graphs: cuda_graphs.map(cuda_graphs::Collector::finish),

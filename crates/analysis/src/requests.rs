@@ -13,7 +13,7 @@ use profilemate_session::{Component, Event, Payload, Session};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::statistics::{Distribution, Samples, milliseconds};
-use crate::{Context, Row};
+use crate::{Context, Row, latency};
 
 /// Most bytes of an id; a writer keeps no more, and a reader believes no more.
 const MAX_ID_BYTES: usize = 255;
@@ -78,8 +78,12 @@ pub struct Lifecycle<'a> {
     pub first_token_ns: Option<i64>,
     /// When the front end took its last output; of an abort, when the scheduler let it go.
     pub finished_ns: Option<i64>,
+    /// When the engine had its last token, or let it go.
+    pub left_engine_ns: Option<i64>,
     /// Sum of the times between being preempted and being resumed, or over, nanoseconds; `None` while it waits.
     pub preemption_delay_ns: Option<u64>,
+    /// That part of it that lies before its first token; `None` without one.
+    pub delay_before_first_token_ns: Option<u64>,
     /// Tokens of its prompt.
     pub prompt_tokens: Option<u32>,
     /// Those that a cache had when it was started, here or elsewhere.
@@ -236,6 +240,8 @@ pub struct Summary {
     pub tpot: Option<Distribution>,
     /// Of requests that are over, from arrival, seconds.
     pub total_time: Option<Distribution>,
+    /// What that time consists of.
+    pub latency: Option<latency::Summary>,
     /// Tokens of the prompts of requests that were seen.
     pub prompt_tokens: u64,
     /// Those of them that a cache had.
@@ -300,6 +306,7 @@ struct Life {
     preempted_ns: Option<i64>,
     resumed_ns: Option<i64>,
     first_token_ns: Option<i64>,
+    delay_before_first_token_ns: Option<u64>,
     prompt_tokens: Option<u32>,
     cached_tokens: Option<u32>,
     external_tokens: Option<u32>,
@@ -338,7 +345,10 @@ struct Client {
 /// How a request ended.
 #[derive(Debug, Clone)]
 struct End {
+    /// For the client.
     at_ns: i64,
+    /// For the engine.
+    in_engine_ns: i64,
     output_tokens: u32,
     prompt_tokens: u32,
     /// By vLLM's count.
@@ -403,6 +413,7 @@ struct AllSamples {
     ttft: Samples,
     tpot: Samples,
     total_times: Samples,
+    latency: latency::Collector,
 }
 
 impl Collector {
@@ -434,6 +445,7 @@ impl Collector {
                 if life.first_token_ns.is_none() {
                     // What the engine says stands until the front end does.
                     life.first_token_ns = Some(at_ns);
+                    life.delay_before_first_token_ns = life.delay.0;
                     let what = Awaited::FirstToken { number: first.number };
                     of_log.wait(event.record.step, first.client, what);
                 }
@@ -623,6 +635,7 @@ impl Collector {
         row(Row::RequestEvent(happened(context, event, &life.id, what)))?;
         let end = End {
             at_ns: stopped_ns.unwrap_or(at_ns),
+            in_engine_ns: at_ns,
             output_tokens,
             prompt_tokens: finished.prompt_tokens,
             preemptions: Some(finished.preemptions).filter(|count| *count != u32::MAX).map(u64::from),
@@ -747,7 +760,9 @@ impl Collector {
             resumed_ns: life.resumed_ns.filter(|_| is_whole),
             first_token_ns: life.first_token_ns,
             finished_ns: end.map(|end| end.at_ns),
+            left_engine_ns: end.map(|end| end.in_engine_ns),
             preemption_delay_ns: life.delay.0.filter(|_| is_whole && !is_waiting),
+            delay_before_first_token_ns: life.delay_before_first_token_ns,
             prompt_tokens: end.map(|end| end.prompt_tokens).or(life.prompt_tokens),
             cached_tokens: life.cached_tokens,
             external_tokens: life.external_tokens,
@@ -781,6 +796,7 @@ impl Collector {
                 samples.push(value);
             }
         }
+        self.samples.latency.see(&found);
         row(Row::Lifecycle(found))
     }
 
@@ -810,6 +826,7 @@ impl Collector {
         summary.ttft = samples.ttft.distribution(seconds);
         summary.tpot = samples.tpot.distribution(milliseconds);
         summary.total_time = samples.total_times.distribution(seconds);
+        summary.latency = samples.latency.finish();
         Ok(summary)
     }
 }

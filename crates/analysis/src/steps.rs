@@ -51,6 +51,8 @@ pub struct Scheduled {
     pub num_tokens: u32,
     /// Those of prompts not computed yet.
     pub prefill_tokens: u32,
+    /// Sequences that have such tokens.
+    pub prefill_seqs: u32,
 }
 
 impl Scheduled {
@@ -90,6 +92,8 @@ pub struct OnGpu {
     pub idle_before_ns: Option<u64>,
     /// From its first kernel to its last, nanoseconds.
     pub busy_ns: Option<u64>,
+    /// Drafting, nanoseconds.
+    pub draft_ns: Option<u64>,
     /// Where it began on the session's clock.
     pub placed: Option<Placed>,
     /// String id of what it was dispatched as; 0 = unknown.
@@ -105,6 +109,7 @@ impl OnGpu {
             sample_ns: step.sample_ms.map(nanoseconds),
             idle_before_ns: step.idle_before_ms.map(nanoseconds),
             busy_ns: step.busy_ms.map(nanoseconds),
+            draft_ns: step.draft_ms.map(nanoseconds),
             placed: None,
             descriptor: step.descriptor,
             padded_tokens: step.padded_tokens,
@@ -209,6 +214,7 @@ impl Steps {
                             num_seqs: schedule.num_seqs,
                             num_tokens: schedule.num_tokens,
                             prefill_tokens: schedule.prefill_tokens,
+                            prefill_seqs: schedule.prefill_seqs,
                         };
                     }
                     Payload::GpuStep(step) => {
@@ -269,7 +275,17 @@ impl Steps {
 
     /// Whether the steps of this event's process were timed on the GPU.
     pub(crate) fn times_on_gpu(&self, event: &Event) -> bool {
-        !self.on_gpu[event.log].is_empty()
+        self.is_timed_on_gpu(event.log)
+    }
+
+    /// Whether the steps of this log's process were timed on the GPU.
+    pub(crate) fn is_timed_on_gpu(&self, log: usize) -> bool {
+        !self.on_gpu[log].is_empty()
+    }
+
+    /// The log of the engine that a log's worker belongs to.
+    pub(crate) fn engine_of(&self, log: usize) -> Option<usize> {
+        self.engines[log]
     }
 
     /// What the GPU's clock said of the step of this event.

@@ -27,14 +27,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let session = Session::open(&folder)?;
     let answers = profilemate_analysis::analyze::<Error>(&session, |_| Ok(()))?;
-    let text = if arguments.json {
-        json(&tables::documents(&session, &answers))
+    if arguments.json {
+        say::result(&json(&tables::documents(&session, &answers)))?;
     } else {
         // What `report` shows is read from the raw logs; the tables may be older or missing.
         let tables = session.folder.join("metadata.json").exists().then(|| session.folder.clone());
-        terminal::summary(&session, &answers, tables.as_deref())
-    };
-    say::result(&text)?;
+        say::styled(&terminal::summary(&session, &answers, tables.as_deref()))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

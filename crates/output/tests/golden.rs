@@ -32,6 +32,19 @@ fn files(session: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// What is left where there are no styles.
+fn plain(summary: &str) -> String {
+    anstream::adapter::strip_str(summary).to_string()
+}
+
+/// Whether a terminal that everybody has shows it at once.
+fn assert_fits(summary: &str) {
+    for line in summary.lines() {
+        assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
+    }
+    assert!(summary.lines().count() < 40, "more than 40 rows with the prompt:\n{summary}");
+}
+
 fn every_table(name: &str) {
     let (_folder, folder) = copy(name);
     let folder = folder.canonicalize().unwrap();
@@ -42,10 +55,8 @@ fn every_table(name: &str) {
     for (file, text) in &first {
         insta::assert_snapshot!(format!("{name}__{file}"), shown(text));
     }
-    let summary = terminal::summary(&session, &answers, Some(&folder));
-    for line in shown(&summary).lines() {
-        assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
-    }
+    let summary = plain(&terminal::summary(&session, &answers, Some(&folder)));
+    assert_fits(&shown(&summary));
     insta::assert_snapshot!(format!("{name}__summary"), shown(&summary));
     // Once more, over what is there: the same bytes.
     let session = Session::open(&folder).unwrap();
@@ -76,6 +87,23 @@ fn gpu() {
 #[test]
 fn requests() {
     every_table("requests");
+}
+
+#[test]
+fn a_session_of_which_everything_is_known_fits_on_a_terminal() {
+    let (_one, folder) = copy("gpu");
+    let (_two, other) = copy("requests");
+    for entry in fs::read_dir(other.join("raw")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.join("raw").join(path.file_name().unwrap())).unwrap();
+    }
+    let session = Session::open(&folder).unwrap();
+    let answers = tables::write(&session, &folder).unwrap();
+    let summary = terminal::summary(&session, &answers, Some(&folder));
+    assert!(summary.contains("\u{1b}["), "there are styles");
+    let summary = plain(&summary).replace(&*session.folder.to_string_lossy(), "SESSION");
+    assert_fits(&summary);
+    insta::assert_snapshot!("everything__summary", summary);
 }
 
 #[test]

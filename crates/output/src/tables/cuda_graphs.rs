@@ -1,7 +1,9 @@
 //! `cuda_graph_captures.csv`, `cuda_graph_usage.csv` and `cuda_graph_timeline.csv`.
 
-use profilemate_analysis::cuda_graphs::{Capture, Descriptor, Replay, Usage};
+use profilemate_analysis::cuda_graphs::{Capture, Descriptor, Replay, Summary, Usage};
+use serde_json::Value;
 
+use super::{number, object};
 use crate::csv::Line;
 
 pub(super) const CAPTURES: &str = "cuda_graph_captures.csv";
@@ -69,6 +71,26 @@ pub(super) fn usage(usage: &Usage, line: &mut Line) {
         }
         None => (0..3).for_each(|_| line.empty()),
     }
+}
+
+/// What `cuda_graph_usage.csv` says of all its rows, and the rows.
+pub(super) fn summary(summary: &Summary) -> Value {
+    let usage = summary.usage.iter().map(|usage| {
+        object([
+            ("descriptor", Some(usage.descriptor.as_str().into())),
+            ("replay_count", Some(usage.count.into())),
+            ("real_tokens", Some(usage.real_tokens.into())),
+            ("padding_tokens", Some(usage.padding_tokens.into())),
+            ("mean_ms", usage.times.and_then(|times| number(times.mean_ms))),
+            ("p50_ms", usage.times.and_then(|times| number(times.p50_ms))),
+            ("p99_ms", usage.times.and_then(|times| number(times.p99_ms))),
+        ])
+    });
+    object([
+        ("coverage_pct", summary.coverage_pct().and_then(number)),
+        ("padding_pct", summary.padding_pct().and_then(number)),
+        ("usage", Some(usage.collect())),
+    ])
 }
 
 pub(super) fn replay(replay: &Replay<'_>, line: &mut Line) {

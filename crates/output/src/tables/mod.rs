@@ -1,6 +1,7 @@
 //! The tables of a session folder.
 
 mod batch_utilization;
+mod breakdown;
 mod cpu_timing;
 mod cuda_graphs;
 mod forward_pass;
@@ -98,6 +99,7 @@ impl RowTables {
             Row::RequestEvent(event) => put(&mut self.request_events, |line| requests::event(event, line)),
             Row::KvUsage(usage) => put(&mut self.kv_usage, |line| kv_cache::usage(usage, line)),
             Row::KvEviction(eviction) => put(&mut self.kv_evictions, |line| kv_cache::eviction(eviction, line)),
+            Row::Step(_) => Ok(()),
         }
     }
 
@@ -162,16 +164,20 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
         answers.batch.as_ref().map(|summary| (batch_utilization::SUMMARY, batch_utilization::summary(summary))),
         answers.requests.as_ref().map(|summary| (requests::SUMMARY, requests::summary(summary))),
         answers.kv_cache.as_ref().map(|summary| (kv_cache::SUMMARY, kv_cache::summary(summary))),
+        breakdown::document(answers).map(|document| (breakdown::FILE, document)),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),
     ]
     .into_iter()
     .flatten()
 }
 
-/// All JSON documents of a session in one, by the names of their files without extension.
+/// All JSON documents of a session in one, by the names of their files without extension; and what of CUDA graphs stands in
+/// a table.
 pub fn documents(session: &Session, answers: &Answers) -> Value {
     let name = |file: &str| file.trim_end_matches(".json").to_owned();
-    Value::Object(texts(session, answers).map(|(file, value)| (name(file), value)).collect())
+    let graphs =
+        answers.cuda_graphs.as_ref().map(|graphs| ("cuda_graph_usage".to_owned(), cuda_graphs::summary(graphs)));
+    Value::Object(texts(session, answers).map(|(file, value)| (name(file), value)).chain(graphs).collect())
 }
 
 /// What a count is of, as a key; what is empty is not known.

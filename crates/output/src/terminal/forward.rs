@@ -1,0 +1,33 @@
+//! Forward passes by phase.
+
+use std::fmt::Write;
+
+use profilemate_analysis::Answers;
+
+use super::breakdown;
+use super::page::{grouped, heading};
+
+pub(super) fn section(text: &mut String, answers: &Answers) {
+    let Some(summary) = answers.forward.as_ref().filter(|summary| !summary.phases.is_empty()) else { return };
+    text.push('\n');
+    let columns = format!(
+        "{:>11}{:>11}{:>11}{:>11}{:>11}{:>12}",
+        "count", "mean ms", "p50 ms", "p95 ms", "p99 ms", "tokens/s"
+    );
+    heading(text, "forward", 13, &columns);
+    for (phase, said) in &summary.phases {
+        let times = &said.times;
+        let _ = writeln!(
+            text,
+            "  {:<11}{:>11}{:>11.3}{:>11.3}{:>11.3}{:>11.3}{:>12}",
+            phase.text(),
+            grouped(times.count),
+            times.mean_ms,
+            times.p50_ms,
+            times.p95_ms,
+            times.p99_ms,
+            said.tokens_per_second.map_or(String::new(), |rate| format!("{rate:.0}"))
+        );
+    }
+    breakdown::cost(text, answers);
+}

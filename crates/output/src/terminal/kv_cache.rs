@@ -1,0 +1,37 @@
+//! The KV cache.
+
+use std::fmt::Write;
+
+use profilemate_analysis::Answers;
+use profilemate_analysis::kv_cache::PoolSummary;
+
+use super::page::{grouped, percent, wrapped};
+use crate::text::visible;
+
+/// Most pools that are named; all of many are in the tables.
+const MOST_POOLS: usize = 4;
+
+pub(super) fn section(text: &mut String, answers: &Answers) {
+    let Some(summary) = answers.kv_cache.as_ref().filter(|summary| !summary.pools.is_empty()) else { return };
+    pool(text, "kv cache", &summary.all);
+    if summary.pools.len() > 1 {
+        for of in summary.pools.iter().take(MOST_POOLS) {
+            let name = format!("{} {}", of.process, of.pool);
+            let _ = writeln!(text, "  {}", visible(name.trim_end()));
+            pool(text, "", of);
+        }
+    }
+}
+
+fn pool(text: &mut String, label: &str, of: &PoolSummary) {
+    let mut words = Vec::new();
+    if let Some(blocks) = of.total_blocks {
+        words.push(format!("peak {}", percent(of.peak_usage_pct())));
+        words.push(format!("mean {} of {} blocks", percent(of.mean_usage_pct), grouped(blocks)));
+    }
+    if of.prefix_query_tokens.is_some_and(|queries| queries > 0) {
+        words.push(format!("prefix hits {}", percent(of.prefix_hit_rate_pct())));
+    }
+    words.extend(of.evictions.map(|evictions| format!("{} evictions", grouped(evictions))));
+    wrapped(text, label, &words);
+}

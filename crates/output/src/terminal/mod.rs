@@ -1,0 +1,40 @@
+//! The summary that a person reads: 80 columns, 40 rows for a usual session. One file for each section; [`summary`] has
+//! their order.
+
+mod batch;
+mod breakdown;
+mod forward;
+mod gpu;
+mod header;
+mod kv_cache;
+mod page;
+mod profiler;
+mod requests;
+
+use std::path::Path;
+
+use profilemate_analysis::Answers;
+use profilemate_session::Session;
+
+use crate::text::visible;
+
+/// The summary; `tables` is the folder with the tables, when there are any; it is named if it is not the session's own.
+///
+/// It is styled with ANSI escape codes, and nothing else in it is one, whatever clients sent: whoever prints it takes them out
+/// where there is no terminal for them, or nobody wants them (`NO_COLOR`).
+pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> String {
+    let mut text = String::new();
+    header::section(&mut text, session, answers);
+    breakdown::section(&mut text, answers);
+    gpu::section(&mut text, answers);
+    forward::section(&mut text, answers);
+    batch::section(&mut text, answers);
+    requests::section(&mut text, answers);
+    kv_cache::section(&mut text, answers);
+    // What to change (findings) comes here: after what was measured, before what the measuring cost.
+    profiler::section(&mut text, session, answers);
+    if let Some(tables) = tables.filter(|tables| *tables != session.folder) {
+        page::line(&mut text, "tables", &format!("{}/*.csv, *.json", visible(&tables.to_string_lossy())));
+    }
+    page::fitted(&text)
+}
