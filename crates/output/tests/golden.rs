@@ -107,6 +107,21 @@ fn a_session_of_which_everything_is_known_fits_on_a_terminal() {
 }
 
 #[test]
+fn real_decode() {
+    every_table("real_decode");
+}
+
+#[test]
+fn real_prefill() {
+    every_table("real_prefill");
+}
+
+#[test]
+fn real_preempting() {
+    every_table("real_preempting");
+}
+
+#[test]
 fn segments_that_changed_places_give_the_same_tables() {
     let (_one, whole) = copy("server");
     tables::write(&Session::open(&whole).unwrap(), &whole).unwrap();

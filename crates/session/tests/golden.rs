@@ -1,7 +1,8 @@
 //! Sessions as this version writes them, kept as bytes: every later reader has to read them the same.
 //!
-//! They are made again with `PROFILEMATE_WRITE_GOLDEN=1 cargo test -p profilemate-session --test golden`; after a
-//! release that wrote a format version, its golden files never change.
+//! They are made again with `PROFILEMATE_WRITE_GOLDEN=1 cargo test -p profilemate-session --test golden`, and those of
+//! real vLLM runs with `scripts/record_golden_sessions.sh`; after a release that wrote a format version, its golden
+//! files never change.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -13,7 +14,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use common::{SESSIONS, golden};
+use common::{RECORDED, SESSIONS, golden};
 use profilemate_session::{Edge, Session};
 
 fn files(raw: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -43,6 +44,11 @@ fn the_format_still_writes_the_golden_bytes() {
     }
 }
 
+/// Every golden session.
+fn names() -> impl Iterator<Item = &'static str> {
+    SESSIONS.iter().map(|(name, _)| *name).chain(RECORDED)
+}
+
 /// What a session is read as, in words.
 fn outline(session: &Session) -> String {
     let mut text = String::new();
@@ -67,7 +73,7 @@ fn outline(session: &Session) -> String {
 #[test]
 fn golden_sessions_are_read_whole() {
     let mut text = String::new();
-    for (name, _) in SESSIONS {
+    for name in names() {
         let session = Session::open(&golden().join(name)).unwrap();
         let _ = write!(text, "[{name}]\n{}", outline(&session));
     }
@@ -76,7 +82,7 @@ fn golden_sessions_are_read_whole() {
 
 #[test]
 fn events_come_in_the_order_in_which_things_ended() {
-    for (name, _) in SESSIONS {
+    for name in names() {
         let session = Session::open(&golden().join(name)).unwrap();
         let mut events = session.events().unwrap();
         let (mut last, mut count) = ((i64::MIN, 0), 0);

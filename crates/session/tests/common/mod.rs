@@ -454,6 +454,9 @@ pub(crate) const SESSIONS: [(&str, WriteSession); 5] = [
     ("requests", requests::requests),
 ];
 
+/// Golden sessions that are of real vLLM runs, made by `scripts/record_golden_sessions.sh`.
+pub(crate) const RECORDED: [&str; 3] = ["real_decode", "real_prefill", "real_preempting"];
+
 /// The folder with the golden sessions of the first format version.
 pub(crate) fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1")
