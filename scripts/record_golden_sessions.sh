@@ -58,7 +58,7 @@ mv "$place/tiny-llama" "$place/model"
 unset "${!PROFILEMATE_@}" "${!VLLM_@}" PYTHONPATH
 export PATH=$place/bin:$place/venv/bin:$PATH
 export VLLM_CPU_KVCACHE_SPACE=1 # GiB, of main memory
-export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_LOG_STATS_INTERVAL=1
+export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 export PROFILEMATE_OUTPUT_DIR=$place/sessions PROFILEMATE_SEGMENT_BYTES=16K
 cd "$place"
 

@@ -32,10 +32,10 @@ pub struct Batch<'a> {
     pub limits: Option<Limits>,
     /// What kind of step it is.
     pub phase: Phase,
-    /// Requests running after the call.
-    pub running: u32,
-    /// Requests waiting after the call.
-    pub waiting: u32,
+    /// Requests running after the call; `None` = not known.
+    pub running: Option<u32>,
+    /// Requests waiting after the call; `None` = not known.
+    pub waiting: Option<u32>,
     /// Tokens of prompts not computed yet.
     pub prefill_tokens: u32,
     /// Engine step; `None` = none.
@@ -68,6 +68,11 @@ pub struct Summary {
     pub limits: Option<Limits>,
     /// Batches by what kept them from being larger; empty = not known. Nothing when it is known of none.
     pub limited_by: BTreeMap<String, u64>,
+}
+
+/// A number of a record that says when it is unknown.
+pub(crate) fn known(value: u32) -> Option<u32> {
+    Some(value).filter(|value| *value != u32::MAX)
 }
 
 /// A mean being made.
@@ -166,8 +171,8 @@ impl Collector {
             num_tokens: schedule.num_tokens,
             limits,
             phase,
-            running: schedule.running,
-            waiting: schedule.waiting,
+            running: known(schedule.running),
+            waiting: known(schedule.waiting),
             prefill_tokens: schedule.prefill_tokens,
             step: Some(event.record.step).filter(|step| *step != 0),
             process: log.process(Component::EngineCore),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use profilemate_session::{Event, Payload};
 
+use crate::batch::known;
+use crate::facts::Facts;
 use crate::{kv_cache, requests};
 
 /// Counts over all engines of a session.
@@ -13,14 +15,14 @@ pub struct Counters {
     pub engine_steps: u64,
     /// Scheduler calls that scheduled nothing.
     pub empty_schedules: u64,
-    /// Sets of outputs with at least one output: what vLLM counts as iterations.
-    pub iterations: u64,
-    /// Tokens of prompts that were completely computed.
-    pub prompt_tokens: u64,
-    /// Tokens generated.
-    pub generation_tokens: u64,
-    /// Requests finished.
-    pub finished_requests: u64,
+    /// Sets of outputs with at least one output: what vLLM counts as iterations; `None` when nobody says.
+    pub iterations: Option<u64>,
+    /// Tokens of prompts that were completely computed; `None` when nobody says.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens generated; `None` when nobody says.
+    pub generation_tokens: Option<u64>,
+    /// Requests finished; `None` when nobody says.
+    pub finished_requests: Option<u64>,
     /// Those, by the reason that clients were told; nothing when the lives of requests were not recorded.
     pub finished_by_reason: BTreeMap<String, u64>,
     /// Preemptions; `None` when they were not recorded.
@@ -31,10 +33,26 @@ pub struct Counters {
     pub prefix_hit_tokens: Option<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Collector(Counters);
 
+fn add(sum: &mut Option<u64>, value: Option<u64>) {
+    *sum = sum.zip(value).map(|(sum, value)| sum.saturating_add(value));
+}
+
 impl Collector {
+    pub(crate) fn new(facts: &Facts) -> Self {
+        // What was not recorded says nothing of outputs, which is not the same as having none.
+        let none_yet = facts.source.is_none().then_some(0);
+        Self(Counters {
+            iterations: none_yet,
+            prompt_tokens: Some(0),
+            generation_tokens: none_yet,
+            finished_requests: none_yet,
+            ..Counters::default()
+        })
+    }
+
     #[inline]
     pub(crate) fn see(&mut self, event: &Event) {
         let counters = &mut self.0;
@@ -42,12 +60,12 @@ impl Collector {
             Payload::Schedule(schedule) => {
                 counters.engine_steps += u64::from(schedule.num_tokens > 0);
                 counters.empty_schedules += u64::from(schedule.num_tokens == 0);
-                counters.prompt_tokens += u64::from(schedule.completed_prompt_tokens);
+                add(&mut counters.prompt_tokens, known(schedule.completed_prompt_tokens).map(u64::from));
             }
             Payload::Outputs(outputs) => {
-                counters.iterations += u64::from(outputs.num_outputs > 0);
-                counters.generation_tokens = counters.generation_tokens.saturating_add(outputs.new_tokens);
-                counters.finished_requests = counters.finished_requests.saturating_add(outputs.finished);
+                add(&mut counters.iterations, Some(u64::from(outputs.num_outputs > 0)));
+                add(&mut counters.generation_tokens, Some(outputs.new_tokens));
+                add(&mut counters.finished_requests, Some(outputs.finished));
             }
             _ => {}
         }

@@ -79,7 +79,9 @@ impl Collector {
                     _ => step,
                 };
                 let phase = match name {
-                    Name::ModelExecution => context.steps.scheduled(event).and_then(Scheduled::phase),
+                    Name::ModelExecution | Name::Iteration => {
+                        context.steps.scheduled(event).and_then(Scheduled::phase)
+                    }
                     _ => None,
                 };
                 let text = || log.head.string(span.context).map_or(Remark::None, Remark::Text);

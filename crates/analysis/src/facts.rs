@@ -52,8 +52,12 @@ impl Profiler {
 }
 
 /// Facts of a session, put together over its processes. `None` = nobody said.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Facts {
+    /// What the session was made from, if it was not recorded: `vllm log`.
+    pub source: Option<String>,
+    /// How far off its times may be then, milliseconds.
+    pub time_error_ms: Option<f64>,
     /// Version of vLLM.
     pub vllm_version: Option<String>,
     /// Version of torch.
@@ -109,6 +113,12 @@ impl Facts {
         hooks.dedup();
         let flags = Profiler::ALL.map(Profiler::text).into_iter().chain(["cuda_events_enabled"]);
         Self {
+            source: first("source"),
+            time_error_ms: logs
+                .iter()
+                .filter_map(|log| log.head.fact("time_error_ms")?.parse().ok())
+                .filter(|error: &f64| error.is_finite())
+                .reduce(f64::max),
             vllm_version: first("vllm_version"),
             torch_version: first("torch_version"),
             gpu_name: first("gpu_name"),

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use profilemate_session::record::FLAG_SHARE;
 use profilemate_session::{Component, Event, Payload, Session};
 
 use crate::Context;
-use crate::batch::percent;
+use crate::batch::{known, percent};
 use crate::statistics::{Distribution, Samples};
 
 /// One pool of blocks after a call of the scheduler. `None` = not known.
@@ -17,8 +18,10 @@ pub struct Usage<'a> {
     pub used: u32,
     /// Blocks that there are.
     pub total: u32,
-    /// Blocks that the prefix cache can find, held by requests or not.
-    pub cached: u32,
+    /// Blocks that the prefix cache can find, held by requests or not; `None` = not known.
+    pub cached: Option<u32>,
+    /// Whether only the share is known: then blocks are thousandths of all.
+    pub is_share: bool,
     /// Tokens that the prefix cache found, of prompts that were admitted.
     pub prefix_hit_tokens: Option<u32>,
     /// Tokens that it was asked for.
@@ -69,6 +72,8 @@ pub struct PoolSummary {
     pub total_blocks: Option<u64>,
     /// Most that were held at once.
     pub peak_blocks: Option<u64>,
+    /// Greatest share in use, percent, where blocks are not known.
+    pub peak_share_pct: Option<f64>,
     /// Mean share in use over the rows, percent.
     pub mean_usage_pct: Option<f64>,
     /// Blocks that were given to requests.
@@ -90,7 +95,7 @@ pub struct PoolSummary {
 impl PoolSummary {
     /// Greatest share in use, percent.
     pub fn peak_usage_pct(&self) -> Option<f64> {
-        percent(self.peak_blocks?, self.total_blocks?)
+        self.peak_share_pct.or_else(|| percent(self.peak_blocks?, self.total_blocks?))
     }
 
     /// Share of the tokens that the prefix cache was asked for which it found, percent.
@@ -142,13 +147,16 @@ impl Sums {
         self.idle_times.extend(&other.idle_times);
     }
 
-    fn summary(mut self, pool: String, process: String, total_blocks: u64) -> PoolSummary {
+    fn summary(mut self, pool: String, process: String, total_blocks: u64, are_shares: bool) -> PoolSummary {
         let seconds = |nanoseconds: u64| nanoseconds as f64 / 1e9;
+        let has_blocks = self.rows > 0 && !are_shares;
+        let has_shares = self.rows > 0 && are_shares;
         PoolSummary {
             pool,
             process,
-            total_blocks: (self.rows > 0).then_some(total_blocks),
-            peak_blocks: (self.rows > 0).then_some(self.peak),
+            total_blocks: has_blocks.then_some(total_blocks),
+            peak_blocks: has_blocks.then_some(self.peak),
+            peak_share_pct: has_shares.then(|| percent(self.peak, total_blocks)).flatten(),
             mean_usage_pct: (self.rows > 0).then(|| self.shares / self.rows as f64),
             allocations: self.allocations,
             frees: self.frees,
@@ -170,10 +178,6 @@ struct Pool {
     sums: Sums,
 }
 
-fn known(value: u32) -> Option<u32> {
-    Some(value).filter(|value| *value != u32::MAX)
-}
-
 fn add(sum: &mut Option<u64>, value: Option<u64>) {
     if let Some(value) = value {
         *sum = Some(sum.unwrap_or(0).saturating_add(value));
@@ -191,18 +195,22 @@ pub(crate) struct Collector {
     /// Log and step of the last record: pools of one engine are written one after the other.
     moment: Option<(usize, u64)>,
     block_size: Option<u64>,
+    /// Whether some record knew the share only.
+    are_shares: bool,
 }
 
 impl Collector {
     pub(crate) fn new(session: &Session) -> Self {
         let block_size =
             session.logs.iter().find_map(|log| log.head.fact("kv_block_size")).and_then(|size| size.parse().ok());
-        Self { pools: BTreeMap::new(), peak: 0, held: 0, moment: None, block_size }
+        Self { pools: BTreeMap::new(), peak: 0, held: 0, moment: None, block_size, are_shares: false }
     }
 
     #[inline]
     pub(crate) fn see_usage<'a>(&mut self, context: &Context<'a>, event: &Event) -> Option<Usage<'a>> {
         let Payload::KvCache(record) = &event.record.payload else { return None };
+        let is_share = event.record.flags & FLAG_SHARE != 0;
+        self.are_shares |= is_share;
         let moment = Some((event.log, event.record.step));
         if self.moment != moment {
             self.peak = self.peak.max(self.held);
@@ -241,7 +249,8 @@ impl Collector {
             at_ns: event.start_ns,
             used: record.used,
             total: record.total,
-            cached: record.cached,
+            cached: (!is_share).then_some(record.cached),
+            is_share,
             prefix_hit_tokens: hits,
             prefix_query_tokens: queries,
             allocated,
@@ -286,6 +295,7 @@ impl Collector {
 
     pub(crate) fn finish(self, session: &Session) -> Summary {
         let mut merged: Vec<(String, String, Pool)> = Vec::new();
+        let are_shares = self.are_shares;
         for ((log, name), pool) in self.pools {
             let log = &session.logs[log];
             let (name, process) = (log.head.string(name).unwrap_or(""), log.process(Component::EngineCore));
@@ -299,17 +309,19 @@ impl Collector {
             }
         }
         let peak = self.peak.max(self.held);
+        let total = merged.iter().filter(|(.., pool)| pool.sums.rows > 0).map(|(.., pool)| pool.total).sum();
         let pools: Vec<(PoolSummary, Sums)> = merged
             .into_iter()
-            .map(|(name, process, pool)| (pool.sums.clone().summary(name, process, pool.total), pool.sums))
+            .map(|(name, process, pool)| {
+                (pool.sums.clone().summary(name, process, pool.total, are_shares), pool.sums)
+            })
             .collect();
         let mut sums = Sums { peak, ..Sums::default() };
         for (_, of) in &pools {
             sums.take(of);
         }
-        let total = pools.iter().filter_map(|(pool, _)| pool.total_blocks).sum();
         Summary {
-            all: sums.summary(String::new(), String::new(), total),
+            all: sums.summary(String::new(), String::new(), total, are_shares),
             pools: pools.into_iter().map(|(pool, _)| pool).collect(),
             block_size: self.block_size,
         }

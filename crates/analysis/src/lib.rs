@@ -122,7 +122,7 @@ pub fn analyze<E: From<Error>>(
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
     let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
     let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
-    let mut counters = counters::Collector::default();
+    let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut processes = processes::Collector::new(session);
     let mut events = session.events()?;

@@ -17,6 +17,8 @@ pub enum Ending {
     Signal(u64),
     /// It is gone and did not close its log.
     Gone,
+    /// Nobody says: the log was not recorded, but made from something else.
+    Unknown,
 }
 
 /// One process in one of its roles.
@@ -73,6 +75,7 @@ impl Collector {
             end_ns = end_ns.max(ended_ns).max(last_ns);
             let pid = log.head.identity.pid;
             let ending = match (log.alive, self.exits.get(&u64::from(pid)), closed_ns) {
+                _ if log.head.fact("source").is_some() => Ending::Unknown,
                 (true, ..) => Ending::Running,
                 (false, Some((_, signal)), _) if *signal != 0 => Ending::Signal(*signal),
                 (false, Some((code, _)), closed) if *code != 0 || closed.is_none() => Ending::Exited(*code),

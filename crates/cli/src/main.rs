@@ -6,6 +6,7 @@ mod collect;
 mod completions;
 mod doctor;
 mod export;
+mod import;
 mod package;
 mod path;
 mod redact;
@@ -33,6 +34,8 @@ enum Command {
     Export(export::Arguments),
     /// Print the summary of a session (default: the newest)
     Report(report::Arguments),
+    /// Make a session from what something else recorded
+    Import(import::Arguments),
     /// Print the folder to put on PYTHONPATH, to profile without `run`
     Path,
     /// Show what would attach to the vLLM that is installed here, and what not
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments),
         Command::Path => path::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Collect(arguments) => collect::run(&arguments),

@@ -100,17 +100,27 @@ const PLAY: &str = "cp \"$GOLDEN\"/[aew]* \"$PROFILEMATE_SESSION/raw/\"";
 #[test]
 fn help() {
     let room = Room::new();
-    for command in ["", "run", "export", "report", "path", "doctor", "collect", "completions"] {
-        let arguments: Vec<&str> = [command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
+    for command in
+        ["", "run", "export", "report", "import", "import vllm-log", "path", "doctor", "collect", "completions"]
+    {
+        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let name = if command.is_empty() { "all" } else { command };
-        insta::assert_snapshot!(format!("help_{name}"), text(&room.output(&arguments).stdout));
+        insta::assert_snapshot!(format!("help_{}", name.replace(' ', "_")), text(&room.output(&arguments).stdout));
     }
 }
 
 #[test]
 fn wrong_usage_is_code_2() {
     let room = Room::new();
-    for arguments in [&["nonsense"][..], &["run"], &["export"], &["export", "x", "--format", "xml"]] {
+    for arguments in [
+        &["nonsense"][..],
+        &["run"],
+        &["export"],
+        &["export", "x", "--format", "xml"],
+        &["import"],
+        &["import", "vllm-log"],
+        &["import", "other-log", "x"],
+    ] {
         assert_eq!(room.output(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
@@ -187,6 +197,70 @@ fn report_takes_the_newest_session() {
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document["metadata"]["session_id"], "server");
     assert_eq!(document["forward_pass_summary"]["prefill"]["count"], 2);
+}
+
+/// A transcript of an import, with what depends on the moment made the same.
+fn import_transcript(room: &Room, arguments: &[&str]) -> String {
+    let mut text = room.transcript(arguments);
+    for session in room.sessions() {
+        text = text.replace(session.file_name().unwrap().to_str().unwrap(), "SESSION");
+    }
+    text
+}
+
+#[test]
+fn a_log_of_vllm_becomes_a_session() {
+    let room = Room::new();
+    let log = Path::new(env!("CARGO_MANIFEST_DIR")).join("../import/tests/logs/real_preempting.log");
+    insta::assert_snapshot!(import_transcript(&room, &["import", "vllm-log", log.to_str().unwrap()]));
+    insta::assert_snapshot!(import_transcript(&room, &["report"]));
+    let [session] = &room.sessions()[..] else { panic!("not one session") };
+    let made: Vec<PathBuf> = fs::read_dir(session).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let exported = room.path("exported");
+    let arguments = ["export", session.to_str().unwrap(), "--output", exported.to_str().unwrap()];
+    assert_eq!(room.output(&arguments).status.code(), Some(0));
+    for file in made.iter().filter(|file| file.is_file()) {
+        assert_eq!(
+            fs::read(file).unwrap(),
+            fs::read(exported.join(file.file_name().unwrap())).unwrap(),
+            "{file:?}"
+        );
+    }
+}
+
+#[test]
+fn a_log_is_read_from_a_pipe_and_goes_where_it_is_told() {
+    let room = Room::new();
+    let log =
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../import/tests/logs/real_decode.log")).unwrap();
+    let output = room.path("elsewhere");
+    let mut child = room
+        .command(&["import", "vllm-log", "-", "--output-dir", output.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&log).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(0));
+    let session = PathBuf::from(text(&done.stdout).trim_end());
+    assert_eq!(session.parent(), Some(output.as_path()));
+    assert!(session.join("batch_utilization.csv").exists() && !session.join("request_lifecycle.csv").exists());
+    assert_eq!(fs::metadata(&session).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(room.sessions().len(), 0);
+}
+
+#[test]
+fn a_log_without_iterations_is_one_sentence_and_leaves_nothing() {
+    let room = Room::new();
+    fs::write(room.path("plain.log"), "INFO 11-24 20:31:05 [core.py:1] hello\n").unwrap();
+    fs::write(room.path("newer.log"), "INFO 11-24 20:31:05 [core.py:1] Iteration(0): 7 requests in a new way\n")
+        .unwrap();
+    for name in ["plain.log", "newer.log", "missing.log", "sessions"] {
+        insta::assert_snapshot!(room.transcript(&["import", "vllm-log", room.path(name).to_str().unwrap()]));
+        assert_eq!(room.sessions().len(), 0);
+    }
 }
 
 #[test]

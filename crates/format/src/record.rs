@@ -54,6 +54,9 @@ impl Label {
 /// Flag: vLLM's own function raised an exception.
 pub const FLAG_RAISED: u8 = 1;
 
+/// Flag of a [`KvCache`] record: only the share in use is known. Blocks are thousandths of all, and nothing else is said.
+pub const FLAG_SHARE: u8 = 2;
+
 /// A region of time with a name: one call of a hooked function.
 ///
 /// Payload: word 3 duration in ticks · word 4 `value_a` · word 5 `value_b` · word 6 low half `context` (string id),
@@ -76,7 +79,7 @@ pub struct Span {
 /// What one call of `Scheduler.schedule` decided. The record's name says what kept the batch from being larger, in our words;
 /// 0 = not known.
 ///
-/// Payload: eight `u32`, in the order of the fields.
+/// Payload: eight `u32`, in the order of the fields; in the last four `u32::MAX` = unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Schedule {
     /// Sequences in the batch.
@@ -215,7 +218,7 @@ pub struct Record {
     pub step: u64,
     /// What the engine was doing.
     pub label: Label,
-    /// See [`FLAG_RAISED`].
+    /// See [`FLAG_RAISED`] and [`FLAG_SHARE`].
     pub flags: u8,
     /// String id of its name; 0 = none.
     pub name: u32,

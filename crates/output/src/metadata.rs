@@ -29,6 +29,8 @@ pub(crate) fn metadata(session: &Session, answers: &Answers) -> Value {
         ("start_time", date(0)),
         ("end_time", date(answers.duration_ns)),
         ("output_dir", Some(session.folder.to_string_lossy().into_owned().into())),
+        ("source", text(&facts.source)),
+        ("time_error_ms", facts.time_error_ms.and_then(number)),
         ("vllm_version", text(&facts.vllm_version)),
         ("torch_version", text(&facts.torch_version)),
         ("gpu", gpu.as_object().is_some_and(|gpu| !gpu.is_empty()).then_some(gpu)),
@@ -52,10 +54,6 @@ pub(crate) fn metadata(session: &Session, answers: &Answers) -> Value {
         "counters": {
             "engine_steps": counters.engine_steps,
             "empty_schedules": counters.empty_schedules,
-            "iterations": counters.iterations,
-            "prompt_tokens": counters.prompt_tokens,
-            "generation_tokens": counters.generation_tokens,
-            "finished_requests": counters.finished_requests,
         },
         "probe_errors": answers.probe_errors,
         "gpu_time": gpu_time(&answers.gpu),
@@ -63,6 +61,10 @@ pub(crate) fn metadata(session: &Session, answers: &Answers) -> Value {
     // What was not recorded is not counted.
     let by_reason = || counters.finished_by_reason.iter().map(|(why, count)| (named(why), Value::from(*count)));
     for (key, value) in [
+        ("iterations", counters.iterations.map(Value::from)),
+        ("prompt_tokens", counters.prompt_tokens.map(Value::from)),
+        ("generation_tokens", counters.generation_tokens.map(Value::from)),
+        ("finished_requests", counters.finished_requests.map(Value::from)),
         ("finished_by_reason", answers.requests.as_ref().map(|_| Value::Object(by_reason().collect()))),
         ("preemptions", counters.preemptions.map(Value::from)),
         ("prefix_cache_queries", counters.prefix_query_tokens.map(Value::from)),
@@ -107,10 +109,11 @@ fn process(process: &Process) -> Value {
     object([
         ("role", Some(process.role.clone().into())),
         ("rank", Some(process.rank.into())),
-        ("pid", Some(process.pid.into())),
+        // Nobody has the number 0: it stands for one that is not known.
+        ("pid", (process.pid != 0).then(|| process.pid.into())),
         ("started", process.started_ns.and_then(seconds)),
         ("ended", process.ended_ns.and_then(seconds)),
-        ("how_it_ended", Some(ending(process.ending).into())),
+        ("how_it_ended", (process.ending != Ending::Unknown).then(|| ending(process.ending).into())),
     ])
 }
 
@@ -122,6 +125,7 @@ pub(crate) fn ending(ending: Ending) -> String {
         Ending::Exited(code) => format!("exited with code {code}"),
         Ending::Signal(signal) => format!("killed by {}", signal_name(signal)),
         Ending::Gone => "killed or crashed".to_owned(),
+        Ending::Unknown => "end not known".to_owned(),
     }
 }
 

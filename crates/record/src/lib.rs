@@ -12,10 +12,12 @@ pub mod fork;
 mod keeper;
 pub mod liveness;
 mod mapping;
+mod past;
 pub mod session_folder;
 mod writer;
 
 pub use keeper::start_thread;
+pub use past::PastLog;
 pub use writer::{Options, Writer};
 
 /// Why a log could not be opened.

@@ -91,6 +91,8 @@ names! {
     OutputReady = "output_ready" in Worker,
     /// Capture of one CUDA graph.
     GraphCapture = "graph_capture" in Worker,
+    /// The engine waits for the model's output, by vLLM's own log: what that calls the elapsed time of an iteration.
+    Iteration = "iteration" in EngineCore,
 }
 
 impl Name {

@@ -39,8 +39,8 @@ pub(super) fn cells(batch: &Batch<'_>, line: &mut Line) {
     line.maybe(max_tokens);
     line.percent(tokens, max_tokens.unwrap_or(0));
     line.word(batch.phase.text());
-    line.number(u64::from(batch.running));
-    line.number(u64::from(batch.waiting));
+    line.maybe(batch.running.map(u64::from));
+    line.maybe(batch.waiting.map(u64::from));
     line.number(u64::from(batch.prefill_tokens));
     line.number(tokens.saturating_sub(u64::from(batch.prefill_tokens)));
     line.maybe(batch.step);

@@ -35,13 +35,14 @@ pub(super) const SUMMARY_TEXT: &str = "kv_cache_summary.txt";
 pub(super) fn usage(usage: &Usage<'_>, line: &mut Line) {
     line.timestamp(usage.at_ns);
     line.percent(u64::from(usage.used), u64::from(usage.total));
-    line.number(u64::from(usage.used));
-    line.number(u64::from(usage.total));
-    line.number(u64::from(usage.cached));
+    let blocks = |count: u32| (!usage.is_share).then_some(u64::from(count));
+    line.maybe(blocks(usage.used));
+    line.maybe(blocks(usage.total));
+    line.maybe(usage.cached.map(u64::from));
     line.maybe(usage.prefix_hit_tokens.map(u64::from));
     line.maybe(usage.prefix_query_tokens.map(u64::from));
     line.maybe(usage.step);
-    line.number(u64::from(usage.total.saturating_sub(usage.used)));
+    line.maybe(blocks(usage.total.saturating_sub(usage.used)));
     line.maybe(usage.allocated);
     line.maybe(usage.freed);
     line.maybe(usage.evicted.map(u64::from));

@@ -95,12 +95,18 @@ pub(super) fn section(text: &mut String, session: &Session, answers: &Answers) {
     if !model.is_empty() {
         wrapped(text, "model", &model);
     }
+    if let Some(source) = &answers.facts.source {
+        line(text, "made from", &visible(source));
+    }
     wrapped(text, "processes", &processes(&answers.processes));
-    let mut work = vec![
-        duration(answers.duration_ns),
-        format!("{} requests", grouped(counters.finished_requests)),
-        format!("{} prompt + {} new tokens", grouped(counters.prompt_tokens), grouped(counters.generation_tokens)),
-    ];
+    let mut work = vec![duration(answers.duration_ns)];
+    work.extend(counters.finished_requests.map(|requests| format!("{} requests", grouped(requests))));
+    work.extend(
+        counters
+            .prompt_tokens
+            .zip(counters.generation_tokens)
+            .map(|(prompt, new)| format!("{} prompt + {} new tokens", grouped(prompt), grouped(new))),
+    );
     if answers.breakdown.is_none() {
         work.insert(1, format!("{} engine steps", grouped(counters.engine_steps)));
     }

@@ -25,9 +25,10 @@ pub(super) fn section(text: &mut String, answers: &Answers) {
 
 fn pool(text: &mut String, label: &str, of: &PoolSummary) {
     let mut words = Vec::new();
-    if let Some(blocks) = of.total_blocks {
-        words.push(format!("peak {}", percent(of.peak_usage_pct())));
-        words.push(format!("mean {} of {} blocks", percent(of.mean_usage_pct), grouped(blocks)));
+    if let Some(peak) = of.peak_usage_pct() {
+        let blocks = of.total_blocks.map_or(String::new(), |blocks| format!(" of {} blocks", grouped(blocks)));
+        words.push(format!("peak {}", percent(Some(peak))));
+        words.push(format!("mean {}{blocks}", percent(of.mean_usage_pct)));
     }
     if of.prefix_query_tokens.is_some_and(|queries| queries > 0) {
         words.push(format!("prefix hits {}", percent(of.prefix_hit_rate_pct())));
