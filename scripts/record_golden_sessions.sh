@@ -3,8 +3,9 @@
 #
 #   scripts/record_golden_sessions.sh [VENV [SESSION...]]      # default: .venv, and real_decode real_prefill real_preempting
 #
-# Snapshots of what is made of them change with every recording: look at the differences, and accept them with
-# `cargo insta accept`. Everything runs in one folder with a plain name, since command lines and the path of the model
+# .venv is set up if it is not; another one is taken as it is, with the vLLM and the ProfileMate in it. Snapshots of what is
+# made of the sessions change with every recording: write them anew with `INSTA_UPDATE=always cargo test --workspace`, and
+# look at the differences before they are committed. Everything runs in one folder with a plain name, since command lines and the path of the model
 # are recorded.
 set -euo pipefail
 # Background jobs get process groups of their own, and react to SIGINT as they would in a terminal.
@@ -13,6 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
+[[ $# -gt 0 ]] || scripts/setup_venv.sh .venv
 venv=$(cd "${1:-.venv}" && pwd)
 sessions=("${@:2}")
 ((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting)

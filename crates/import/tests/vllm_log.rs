@@ -304,6 +304,25 @@ fn batches_without_requests_are_no_work() {
 }
 
 #[test]
+fn a_long_log_is_whole() {
+    // More records than fit into a segment, over some minutes.
+    let log: String = (0..25_000)
+        .map(|index| {
+            new(0, index, "50.0").replace("20:31:05", &format!("20:{:02}:{:02}", index / 6000, index / 100 % 60))
+        })
+        .collect();
+    let (_output, imported) = imported(&log);
+    assert_eq!(engines(&imported), [engine(0, 25_000, 0)]);
+    assert!(imported.engines[0].error_ns <= 500_000_000);
+    let session = Session::open(&imported.folder).unwrap();
+    assert_eq!((session.records_written(), session.records_lost(), session.damage.len()), (75_000, 0, 0));
+    let (answers, batches, _) = analyzed(&session);
+    assert_eq!(answers.counters.engine_steps, 25_000);
+    assert!(batches.windows(2).all(|pair| pair[0].0 + 1_000_000 <= pair[1].0), "each takes its 1 ms");
+    assert!((249.0..=250.0).contains(&(answers.duration_ns as f64 / 1e9)), "{}", answers.duration_ns);
+}
+
+#[test]
 fn what_holds_no_iteration_is_refused() {
     for (log, message) in [
         (

@@ -9,128 +9,29 @@
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for developers that may stop anywhere")]
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+mod synthetic;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use profilemate_format::head::{Anchor, ClockSource, Identity, TEXT_OFFSET, TextKind, counter, text_entry};
 use profilemate_format::record::{
-    KvCache, KvEviction, Label, Limits, Outputs, Payload, Record, RequestAdmitted, RequestFinished,
-    RequestFirstToken, RequestPreempted, RequestQueued, RequestText, Schedule, Span, commit_word,
+    KvCache, KvEviction, Limits, Outputs, Payload, RequestAdmitted, RequestFinished, RequestFirstToken,
+    RequestPreempted, RequestQueued, RequestText, Schedule,
 };
-use profilemate_format::segment::SegmentHeader;
 use profilemate_output::tables;
 use profilemate_session::Session;
+use synthetic::{BEGAN, Log, RATE, scatter, used};
 
-const SEGMENT_SLOTS: u32 = 65_535;
-const TEXT_CAPACITY: usize = 4096;
-/// Ticks per second of a usual processor.
-const RATE: u64 = 2_600_000_000;
 /// Ticks from one step to the next: 1 ms.
 const STEP_TICKS: u64 = RATE / 1000;
-
-struct Log {
-    base: PathBuf,
-    identity: Identity,
-    strings: Vec<u8>,
-    count: u32,
-    segment: Option<BufWriter<File>>,
-    index: u64,
-    slot: u32,
-    written: u64,
-}
-
-impl Log {
-    fn new(raw: &Path, role: &str, pid: u32) -> Self {
-        let mut log_id = [0; 16];
-        log_id[0] = u8::try_from(pid % 256).unwrap();
-        let identity = Identity {
-            log_id,
-            role: role.to_owned(),
-            rank: 0,
-            data_parallel_rank: 0,
-            pid,
-            parent_pid: 1,
-            process_start: 1,
-            ticks_per_second: RATE,
-            clock: ClockSource::X86Tsc,
-            segment_slots: SEGMENT_SLOTS,
-            text_capacity: TEXT_CAPACITY as u64,
-        };
-        let base = raw.join(format!("{role}-0-{pid}"));
-        Self { base, identity, strings: Vec::new(), count: 0, segment: None, index: 0, slot: 0, written: 0 }
-    }
-
-    fn name(&mut self, text: &str) -> u32 {
-        self.strings.extend(text_entry(TextKind::String, text.as_bytes()).unwrap());
-        self.count += 1;
-        self.count
-    }
-
-    fn fact(&mut self, key: &str, value: &str) {
-        self.strings.extend(text_entry(TextKind::Fact, format!("{key}\0{value}").as_bytes()).unwrap());
-    }
-
-    fn push(&mut self, ticks: u64, step: u64, name: u32, payload: Payload) {
-        if self.segment.is_none() || self.slot == SEGMENT_SLOTS {
-            let path = format!("{}.{:06}.seg", self.base.display(), self.index);
-            let mut file = BufWriter::with_capacity(1 << 20, File::create(path).unwrap());
-            let header = SegmentHeader { log_id: self.identity.log_id, index: self.index, slots: SEGMENT_SLOTS };
-            file.write_all(&header.to_bytes()).unwrap();
-            self.segment = Some(file);
-            self.index += 1;
-            self.slot = 0;
-        }
-        let words = Record { ticks, step, label: Label::Work, flags: 0, name, payload }.to_words();
-        let file = self.segment.as_mut().unwrap();
-        for word in words.iter().chain([&commit_word(&words, self.slot)]) {
-            file.write_all(&word.to_le_bytes()).unwrap();
-        }
-        self.slot += 1;
-        self.written += 1;
-    }
-
-    fn span(&mut self, ticks: u64, duration_ticks: u64, step: u64, name: u32, value_a: u64) {
-        let overhead_ticks = 20_000 + u32::try_from(step % 1000).unwrap();
-        let span = Span { duration_ticks, value_a, value_b: 0, context: 0, overhead_ticks };
-        self.push(ticks, step, name, Payload::Span(span));
-    }
-
-    fn finish(mut self, last_ticks: u64) {
-        if let Some(mut segment) = self.segment.take() {
-            segment.flush().unwrap();
-        }
-        let mut head = vec![0; TEXT_OFFSET + TEXT_CAPACITY];
-        head[..256].copy_from_slice(&self.identity.to_bytes());
-        let mut word = |offset: usize, value: u64| head[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
-        word(counter::TEXT_USED, self.strings.len() as u64);
-        word(counter::WRITTEN, self.written);
-        word(counter::SEGMENTS, self.index);
-        word(counter::CLOSED, last_ticks);
-        word(4096, 2);
-        for (at, ticks) in [0, last_ticks].into_iter().enumerate() {
-            let monotonic_ns = u64::try_from(u128::from(ticks) * 1_000_000_000 / u128::from(RATE)).unwrap();
-            let anchor = Anchor { ticks, monotonic_ns, realtime_ns: 1_700_000_000_000_000_000 + monotonic_ns };
-            head[4104 + at * 24..4128 + at * 24].copy_from_slice(&anchor.to_bytes());
-        }
-        head[TEXT_OFFSET..TEXT_OFFSET + self.strings.len()].copy_from_slice(&self.strings);
-        fs::write(format!("{}.head", self.base.display()), head).unwrap();
-    }
-}
-
-/// A number that looks random and is the same in every run.
-fn scatter(value: u64) -> u64 {
-    let mixed = (value ^ value >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^ mixed >> 29
-}
 
 /// Steps from one request to the next, unless another number is asked for: with 200 tokens each, some 30 run at a time.
 const STEPS_PER_REQUEST: u64 = 7;
 
 /// A request is queued and started, and gets its first token. Every hundredth is preempted and comes back.
 fn request_begins(engine: &mut Log, ticks: u64, step: u64, number: u64) {
-    let arrival = 1_700_000_000.0 + ticks as f64 / RATE as f64;
+    let arrival = BEGAN as f64 + ticks as f64 / RATE as f64;
     let queued = RequestQueued {
         number,
         arrival_bits: arrival.to_bits(),
@@ -170,10 +71,10 @@ fn request_ends(engine: &mut Log, ticks: u64, step: u64, number: u64, [stopped, 
     }
 }
 
-fn generate(raw: &Path, records: u64, steps_per_request: u64) -> u64 {
-    let mut engine = Log::new(raw, "engine_core", 100);
-    let mut worker = Log::new(raw, "worker", 101);
-    let mut front = Log::new(raw, "api_server", 102);
+fn generate(session: &Path, records: u64, steps_per_request: u64) -> u64 {
+    let mut engine = Log::new(session, "engine_core", 100);
+    let mut worker = Log::new(session, "worker", 101);
+    let mut front = Log::new(session, "api_server", 102);
     for profiler in [
         "forward_pass_timing",
         "cpu_timing",
@@ -251,18 +152,6 @@ fn generate(raw: &Path, records: u64, steps_per_request: u64) -> u64 {
     written
 }
 
-/// Most memory that was resident, in KiB, and the processor time that was used so far, in seconds.
-fn used() -> (i64, f64) {
-    // SAFETY: all zero is a value of this plain struct, and getrusage fills it through a valid pointer.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
-        usage
-    };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    (usage.ru_maxrss, seconds(usage.ru_utime) + seconds(usage.ru_stime))
-}
-
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let records: u64 = arguments.next().map_or(10_000_000, |count| count.parse().unwrap());
@@ -270,14 +159,14 @@ fn main() {
     let steps_per_request = arguments.next().map_or(STEPS_PER_REQUEST, |steps| steps.parse().unwrap());
     let session = parent.join(format!("session_20260101_000000_{:06x}", std::process::id()));
     fs::create_dir_all(session.join("raw")).unwrap();
-    let records = generate(&session.join("raw"), records, steps_per_request);
-    let (rss_before, cpu_before) = used();
+    let records = generate(&session, records, steps_per_request);
+    let (rss_before, cpu_before) = used(libc::RUSAGE_SELF);
     let began = Instant::now();
     let opened = Session::open(&session).unwrap();
     let survey_seconds = began.elapsed().as_secs_f64();
     let answers = tables::write(&opened, &session).unwrap();
     let seconds = began.elapsed().as_secs_f64();
-    let (rss, cpu) = used();
+    let (rss, cpu) = used(libc::RUSAGE_SELF);
     assert_eq!((opened.records_written(), opened.records_lost(), opened.records_damaged()), (records, 0, 0));
     let bytes: u64 = fs::read_dir(&session).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     println!(
