@@ -5,8 +5,8 @@
 #
 # .venv is set up if it is not; another one is taken as it is, with the vLLM and the ProfileMate in it. Snapshots of what is
 # made of the sessions change with every recording: write them anew with `INSTA_UPDATE=always cargo test --workspace`, and
-# look at the differences before they are committed. Everything runs in one folder with a plain name, since command lines and the path of the model
-# are recorded.
+# look at the differences before they are committed. Everything runs in one folder with a plain name, since command
+# lines and the path of the model are recorded.
 set -euo pipefail
 # Background jobs get process groups of their own, and react to SIGINT as they would in a terminal.
 set -m

@@ -13,6 +13,7 @@ use profilemate_analysis::processes::Ending;
 use profilemate_analysis::{Answers, Row, analyze};
 use profilemate_import::vllm_log::{Engine, Error, Imported, Lines, import};
 use profilemate_session::{Edge, Error as SessionError, Event, Label, Name, Session};
+use proptest::prelude::*;
 
 /// 2026-11-24 20:40 UTC.
 const UNTIL: i64 = 1_795_552_800;
@@ -371,4 +372,48 @@ fn a_folder_that_cannot_be_made_is_one_sentence() {
     let output = PathBuf::from("/proc/nowhere");
     let error = import(log.as_bytes(), "vllm.log", UNTIL, &output).unwrap_err().to_string();
     assert!(error.starts_with("cannot make a session in /proc/nowhere: "), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Whatever the lines say and in whatever order: a whole session with each iteration once, or a refusal.
+    #[test]
+    fn any_lines_make_a_whole_session_or_none(
+        lines in prop::collection::vec(
+            prop_oneof![
+                8 => (
+                    0..3u32,
+                    prop_oneof![0..200u64, any::<u64>()],
+                    "(0[0-9]|1[0-3])-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]",
+                    "[0-9]{1,11}\\.[0-9]{2} ms",
+                )
+                    .prop_map(|(rank, index, time, elapsed)| {
+                        new(rank, index, "1.0").replace("11-24 20:31:05", &time).replace("1.00 ms", &elapsed)
+                    }),
+                1 => (0..60u32, 0..5u64)
+                    .prop_map(|(second, index)| old("EngineCore_DP2 pid=4294967295", second, index, u32::MAX)),
+                1 => Just("(EngineCore_DP1 pid=0) hello\n".to_owned()),
+                1 => "\\PC{0,40}\n",
+            ],
+            0..60,
+        ),
+        until: i64,
+    ) {
+        let output = tempfile::tempdir().unwrap();
+        if let Ok(imported) = import(lines.concat().as_bytes(), "vllm.log", until, output.path()) {
+            let session = Session::open(&imported.folder).unwrap();
+            prop_assert_eq!((session.records_lost(), session.records_damaged(), session.damage.len()), (0, 0, 0));
+            let engines: u64 = imported.engines.iter().map(|engine| engine.iterations).sum();
+            prop_assert_eq!(engines, imported.lines.iterations);
+            let is_wait = |event: &&Event| event.name == Name::Iteration && event.edge == Edge::End;
+            prop_assert_eq!(events(&session).iter().filter(is_wait).count() as u64, imported.lines.iterations);
+            let lines = &imported.lines;
+            let unused = lines.repeated + lines.without_time + lines.unknown + lines.throughput + lines.other;
+            prop_assert_eq!(lines.iterations + unused, lines.all);
+            analyzed(&session);
+        } else {
+            prop_assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0);
+        }
+    }
 }

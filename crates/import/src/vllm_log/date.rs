@@ -4,6 +4,8 @@
 use super::line::Stamp;
 
 const DAY: i64 = 86_400;
+/// The end of the year 9999, seconds since 1970.
+const LAST: i64 = 253_402_300_799;
 const SECOND_NS: i64 = 1_000_000_000;
 
 /// Days since 1970 of a date of the Gregorian calendar; `None` if there is no such day.
@@ -48,7 +50,7 @@ pub(super) struct Years {
 impl Years {
     /// `until`: when the log was last written to, seconds since 1970.
     pub(super) fn before(until: i64) -> Self {
-        Self { until, next: None }
+        Self { until: until.clamp(0, LAST), next: None }
     }
 
     /// From when until when, in nanoseconds since 1970, a line with this stamp was written, which stands before all that
