@@ -70,11 +70,6 @@ pub struct Summary {
     pub limited_by: BTreeMap<String, u64>,
 }
 
-/// A number of a record that says when it is unknown.
-pub(crate) fn known(value: u32) -> Option<u32> {
-    Some(value).filter(|value| *value != u32::MAX)
-}
-
 /// A mean being made.
 #[derive(Debug, Clone, Copy, Default)]
 struct Mean {
@@ -171,8 +166,8 @@ impl Collector {
             num_tokens: schedule.num_tokens,
             limits,
             phase,
-            running: known(schedule.running),
-            waiting: known(schedule.waiting),
+            running: schedule.running,
+            waiting: schedule.waiting,
             prefill_tokens: schedule.prefill_tokens,
             step: Some(event.record.step).filter(|step| *step != 0),
             process: log.process(Component::EngineCore),

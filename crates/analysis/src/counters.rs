@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use profilemate_session::{Event, Payload};
 
-use crate::batch::known;
 use crate::facts::Facts;
 use crate::{kv_cache, requests};
 
@@ -60,7 +59,7 @@ impl Collector {
             Payload::Schedule(schedule) => {
                 counters.engine_steps += u64::from(schedule.num_tokens > 0);
                 counters.empty_schedules += u64::from(schedule.num_tokens == 0);
-                add(&mut counters.prompt_tokens, known(schedule.completed_prompt_tokens).map(u64::from));
+                add(&mut counters.prompt_tokens, schedule.completed_prompt_tokens.map(u64::from));
             }
             Payload::Outputs(outputs) => {
                 add(&mut counters.iterations, Some(u64::from(outputs.num_outputs > 0)));

@@ -110,10 +110,36 @@ pub struct Summary {
     pub phases: Vec<(Phase, PhaseSummary)>,
 }
 
+/// Durations and tokens, by phase.
+#[derive(Debug, Default)]
+pub(crate) struct PhaseTimes([(Samples, u64); 3]);
+
+impl PhaseTimes {
+    #[inline]
+    pub(crate) fn push(&mut self, phase: Phase, duration_ns: u64, num_tokens: u64) {
+        let (durations, tokens) = &mut self.0[phase as usize];
+        durations.push(duration_ns);
+        *tokens += num_tokens;
+    }
+
+    pub(crate) fn summary(self) -> Summary {
+        let phases = Phase::ALL
+            .into_iter()
+            .zip(self.0)
+            .filter_map(|(phase, (mut durations, tokens))| {
+                let times = durations.statistics()?;
+                let seconds = durations.sum() as f64 / 1e9;
+                let tokens_per_second = (seconds > 0.0).then(|| tokens as f64 / seconds);
+                Some((phase, PhaseSummary { times, tokens_per_second }))
+            })
+            .collect();
+        Summary { phases }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Collector {
-    /// Durations and tokens, by phase.
-    phases: [(Samples, u64); 3],
+    phases: PhaseTimes,
     /// By log.
     workers: Vec<Worker>,
 }
@@ -137,7 +163,7 @@ impl Collector {
             free_since_ns: i64::MIN,
             gpu: GpuTime { process: log.process(Component::Worker).to_owned(), steps: 0, busy_ns: 0, idle_ns: 0 },
         });
-        Self { phases: Default::default(), workers: workers.collect() }
+        Self { phases: PhaseTimes::default(), workers: workers.collect() }
     }
 
     #[inline]
@@ -158,9 +184,7 @@ impl Collector {
             _ => return None,
         };
         if let (Some(phase), Some(duration_ns)) = (pass.phase, pass.duration_ns) {
-            let (durations, tokens) = &mut self.phases[phase as usize];
-            durations.push(duration_ns);
-            *tokens += u64::from(pass.num_tokens.unwrap_or(0));
+            self.phases.push(phase, duration_ns, u64::from(pass.num_tokens.unwrap_or(0)));
         }
         Some(pass)
     }
@@ -225,17 +249,7 @@ impl Collector {
     }
 
     pub(crate) fn finish(self) -> Summary {
-        let phases = Phase::ALL
-            .into_iter()
-            .zip(self.phases)
-            .filter_map(|(phase, (mut durations, tokens))| {
-                let times = durations.statistics()?;
-                let seconds = durations.sum() as f64 / 1e9;
-                let tokens_per_second = (seconds > 0.0).then(|| tokens as f64 / seconds);
-                Some((phase, PhaseSummary { times, tokens_per_second }))
-            })
-            .collect();
-        Summary { phases }
+        self.phases.summary()
     }
 }
 

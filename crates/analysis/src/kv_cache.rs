@@ -6,7 +6,7 @@ use profilemate_session::record::FLAG_SHARE;
 use profilemate_session::{Component, Event, Payload, Session};
 
 use crate::Context;
-use crate::batch::{known, percent};
+use crate::batch::percent;
 use crate::statistics::{Distribution, Samples};
 
 /// One pool of blocks after a call of the scheduler. `None` = not known.
@@ -176,6 +176,10 @@ struct Pool {
     used: Option<u32>,
     total: u64,
     sums: Sums,
+}
+
+fn known(value: u32) -> Option<u32> {
+    Some(value).filter(|value| *value != u32::MAX)
 }
 
 fn add(sum: &mut Option<u64>, value: Option<u64>) {

@@ -17,6 +17,7 @@ pub mod cuda_graphs;
 pub mod facts;
 pub mod forward;
 pub mod gpu_clock;
+mod iterations;
 pub mod kv_cache;
 pub mod latency;
 pub mod overhead;
@@ -71,6 +72,8 @@ pub struct Answers {
     pub counters: counters::Counters,
     /// Forward passes by phase; `None` when the profiler was not on.
     pub forward: Option<forward::Summary>,
+    /// How long engines waited for the model's output, by phase, in vLLM's own words; `None` when nobody says.
+    pub iterations: Option<forward::Summary>,
     /// CPU operations; `None` when the profiler was not on.
     pub cpu: Option<cpu::Summary>,
     /// Batch utilization; `None` when the profiler was not on.
@@ -118,7 +121,9 @@ pub fn analyze<E: From<Error>>(
     let is_forward_on = facts.is_on(Profiler::ForwardPassTiming);
     let mut cuda_graphs = facts.is_on(Profiler::CudaGraphTracking).then(cuda_graphs::Collector::default);
     let mut cpu = facts.is_on(Profiler::CpuTiming).then(|| cpu::Collector::new(session));
-    let mut overview = overview::Collector::new(&context, cpu.is_some());
+    // Of what was not recorded, nobody knows the parts.
+    let mut overview = overview::Collector::new(&context, cpu.is_some() && facts.source.is_none());
+    let mut iterations = iterations::Collector::default();
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
     let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
     let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
@@ -141,6 +146,7 @@ pub fn analyze<E: From<Error>>(
             continue;
         }
         counters.see(&event);
+        iterations.see(&context, &event);
         overhead.see(session, &event);
         if let Some(batch) = &mut batch
             && let Some(found) = batch.see(&context, &event)
@@ -196,6 +202,7 @@ pub fn analyze<E: From<Error>>(
         cost: overview.cost,
         gpu: forward.gpu_times(),
         forward: is_forward_on.then(|| forward.finish()),
+        iterations: iterations.finish(),
         cuda_graphs: cuda_graphs.map(cuda_graphs::Collector::finish),
         cpu: cpu.map(cpu::Collector::finish),
         batch: batch.map(batch::Collector::finish),

@@ -25,13 +25,18 @@ pub struct Interval {
     pub steps: u64,
     /// Tokens of prompts that were scheduled.
     pub prefill_tokens: u64,
-    /// Tokens that were generated.
-    pub generated_tokens: u64,
-    /// Requests that finished.
-    pub finished_requests: u64,
-    /// Sums over the steps: requests that ran, and that waited.
-    running: u64,
-    waiting: u64,
+    /// Tokens that were generated; `None` when nobody says.
+    pub generated_tokens: Option<u64>,
+    /// Requests that finished; `None` when nobody says.
+    pub finished_requests: Option<u64>,
+    /// Sums over the steps: requests that ran, and that waited; `None` when a step does not say.
+    running: Option<u64>,
+    waiting: Option<u64>,
+}
+
+/// Adds to a sum that is known as long as everything in it is.
+fn add(sum: &mut Option<u64>, value: Option<u64>) {
+    *sum = sum.zip(value).map(|(sum, value)| sum.saturating_add(value));
 }
 
 impl Interval {
@@ -40,14 +45,14 @@ impl Interval {
         (self.length_ns > 0).then(|| count as f64 / (self.length_ns as f64 / 1e9))
     }
 
-    /// Requests that ran, on average over the steps; `None` without steps.
+    /// Requests that ran, on average over the steps; `None` without steps, or when they do not say.
     pub fn mean_running(&self) -> Option<f64> {
-        (self.steps > 0).then(|| self.running as f64 / self.steps as f64)
+        self.running.filter(|_| self.steps > 0).map(|running| running as f64 / self.steps as f64)
     }
 
-    /// Requests that waited, on average over the steps; `None` without steps.
+    /// Requests that waited, on average over the steps; `None` without steps, or when they do not say.
     pub fn mean_waiting(&self) -> Option<f64> {
-        (self.steps > 0).then(|| self.waiting as f64 / self.steps as f64)
+        self.waiting.filter(|_| self.steps > 0).map(|waiting| waiting as f64 / self.steps as f64)
     }
 }
 
@@ -63,6 +68,8 @@ pub struct Summary {
 #[derive(Debug)]
 pub(crate) struct Collector {
     interval_ns: u64,
+    /// One in which nothing happened.
+    empty: Interval,
     intervals: Vec<Interval>,
 }
 
@@ -78,7 +85,16 @@ impl Collector {
         let fits = |interval_ms: &u64| length_ns <= (interval_ms * 1_000_000).saturating_mul(INTERVALS);
         let longest_ms = LENGTHS_MS[LENGTHS_MS.len() - 1];
         let interval_ns = LENGTHS_MS.into_iter().find(fits).unwrap_or(longest_ms) * 1_000_000;
-        Self { interval_ns, intervals: Vec::new() }
+        // What was not recorded says nothing of outputs, which is not the same as having none.
+        let none_yet = session.logs.iter().all(|log| log.head.fact("source").is_none()).then_some(0);
+        let empty = Interval {
+            generated_tokens: none_yet,
+            finished_requests: none_yet,
+            running: Some(0),
+            waiting: Some(0),
+            ..Interval::default()
+        };
+        Self { interval_ns, empty, intervals: Vec::new() }
     }
 
     #[inline]
@@ -89,19 +105,19 @@ impl Collector {
         let at = u64::try_from(event.start_ns).unwrap_or(0) / self.interval_ns;
         let at = usize::try_from(at).unwrap_or(usize::MAX).min(MOST_INTERVALS - 1);
         if at >= self.intervals.len() {
-            self.intervals.resize(at + 1, Interval::default());
+            self.intervals.resize(at + 1, self.empty);
         }
         let interval = &mut self.intervals[at];
         match &event.record.payload {
             Payload::Schedule(schedule) if schedule.num_tokens > 0 => {
                 interval.steps += 1;
                 interval.prefill_tokens += u64::from(schedule.prefill_tokens);
-                interval.running += u64::from(schedule.running);
-                interval.waiting += u64::from(schedule.waiting);
+                add(&mut interval.running, schedule.running.map(u64::from));
+                add(&mut interval.waiting, schedule.waiting.map(u64::from));
             }
             Payload::Outputs(outputs) => {
-                interval.generated_tokens = interval.generated_tokens.saturating_add(outputs.new_tokens);
-                interval.finished_requests = interval.finished_requests.saturating_add(outputs.finished);
+                add(&mut interval.generated_tokens, Some(outputs.new_tokens));
+                add(&mut interval.finished_requests, Some(outputs.finished));
             }
             _ => {}
         }
@@ -110,7 +126,8 @@ impl Collector {
     /// Work over a run that took `wall_ns`.
     pub(crate) fn finish(mut self, wall_ns: u64) -> Summary {
         let has_work = |interval: &Interval| {
-            interval.steps + interval.generated_tokens.min(1) + interval.finished_requests.min(1) > 0
+            let is_some = |count: Option<u64>| count.is_some_and(|count| count > 0);
+            interval.steps > 0 || is_some(interval.generated_tokens) || is_some(interval.finished_requests)
         };
         let mut start_ns = 0;
         for interval in &mut self.intervals {

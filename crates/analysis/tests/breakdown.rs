@@ -337,8 +337,8 @@ fn work_over_time_is_all_of_the_work() {
                 num_seqs: 2,
                 num_tokens: 12,
                 prefill_tokens: 10,
-                running: 2,
-                waiting: 4,
+                running: Some(2),
+                waiting: Some(4),
                 ..Schedule::default()
             },
         );
@@ -359,11 +359,11 @@ fn work_over_time_is_all_of_the_work() {
     };
     assert_eq!(sum(|interval| interval.steps), 30);
     assert_eq!(sum(|interval| interval.prefill_tokens), 300);
-    assert_eq!(sum(|interval| interval.generated_tokens), 60);
-    assert_eq!(sum(|interval| interval.finished_requests), 30);
+    assert_eq!(sum(|interval| interval.generated_tokens.unwrap()), 60);
+    assert_eq!(sum(|interval| interval.finished_requests.unwrap()), 30);
     let second = throughput.intervals[1];
     assert_eq!((second.steps, second.mean_running(), second.mean_waiting()), (2, Some(2.0), Some(4.0)));
-    assert_eq!(second.per_second(second.generated_tokens), Some(40.0));
+    assert_eq!(second.per_second(second.generated_tokens.unwrap()), Some(40.0));
 }
 
 #[test]

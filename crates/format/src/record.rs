@@ -79,8 +79,8 @@ pub struct Span {
 /// What one call of `Scheduler.schedule` decided. The record's name says what kept the batch from being larger, in our words;
 /// 0 = not known.
 ///
-/// Payload: eight `u32`, in the order of the fields; in the last four `u32::MAX` = unknown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Payload: eight `u32`, in the order of the fields; in the last four `u32::MAX` = unknown, `None` here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
     /// Sequences in the batch.
     pub num_seqs: u32,
@@ -91,13 +91,38 @@ pub struct Schedule {
     /// Sequences whose tokens in this batch are prefill tokens.
     pub prefill_seqs: u32,
     /// Requests running after the call.
-    pub running: u32,
+    pub running: Option<u32>,
     /// Requests waiting after the call.
-    pub waiting: u32,
+    pub waiting: Option<u32>,
     /// Sum of the prompt lengths of requests whose prompt is completely computed for the first time by this step.
-    pub completed_prompt_tokens: u32,
+    pub completed_prompt_tokens: Option<u32>,
     /// Number of those requests.
-    pub completed_prompts: u32,
+    pub completed_prompts: Option<u32>,
+}
+
+impl Default for Schedule {
+    /// Nothing scheduled, nobody there.
+    fn default() -> Self {
+        Self {
+            num_seqs: 0,
+            num_tokens: 0,
+            prefill_tokens: 0,
+            prefill_seqs: 0,
+            running: Some(0),
+            waiting: Some(0),
+            completed_prompt_tokens: Some(0),
+            completed_prompts: Some(0),
+        }
+    }
+}
+
+/// A number that may be unknown, as it is written.
+fn or_unknown(value: Option<u32>) -> u32 {
+    value.unwrap_or(u32::MAX)
+}
+
+fn known(value: u32) -> Option<u32> {
+    Some(value).filter(|value| *value != u32::MAX)
 }
 
 /// What one engine step sends to one client (API server).
@@ -259,8 +284,8 @@ impl Record {
                 [
                     halves(s.num_seqs, s.num_tokens),
                     halves(s.prefill_tokens, s.prefill_seqs),
-                    halves(s.running, s.waiting),
-                    halves(s.completed_prompt_tokens, s.completed_prompts),
+                    halves(or_unknown(s.running), or_unknown(s.waiting)),
+                    halves(or_unknown(s.completed_prompt_tokens), or_unknown(s.completed_prompts)),
                 ],
             ),
             Payload::Outputs(o) => {
@@ -313,10 +338,10 @@ impl Record {
                 num_tokens: high(a),
                 prefill_tokens: low(b),
                 prefill_seqs: high(b),
-                running: low(c),
-                waiting: high(c),
-                completed_prompt_tokens: low(d),
-                completed_prompts: high(d),
+                running: known(low(c)),
+                waiting: known(high(c)),
+                completed_prompt_tokens: known(low(d)),
+                completed_prompts: known(high(d)),
             }),
             3 => Payload::Outputs(Outputs {
                 timestamp_bits: a,
@@ -459,6 +484,15 @@ mod tests {
             }
             let _ = read_slot(&slot_bytes, slot);
         }
+    }
+
+    #[test]
+    fn a_schedule_keeps_what_is_unknown() {
+        let schedule = Schedule { num_seqs: 3, running: None, waiting: Some(0), ..Schedule::default() };
+        let payload = Payload::Schedule(schedule);
+        let record = Record { ticks: 1, step: 2, label: Label::Work, flags: 0, name: 0, payload };
+        assert_eq!(record.to_words()[5], u64::from(u32::MAX));
+        assert_eq!(Record::from_words(&record.to_words()), record);
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn generate(session: &Path, records: u64, steps_per_request: u64) -> u64 {
             num_seqs: seqs,
             num_tokens: seqs + prefill,
             prefill_tokens: prefill,
-            running: seqs,
+            running: Some(seqs),
             ..Schedule::default()
         };
         if step.is_multiple_of(steps_per_request) {

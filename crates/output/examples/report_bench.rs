@@ -173,10 +173,10 @@ impl Server {
             num_tokens,
             prefill_tokens,
             prefill_seqs,
-            running: u32::try_from(self.running.len()).unwrap(),
-            waiting: u32::try_from(self.waiting.len()).unwrap(),
-            completed_prompt_tokens: completed[0],
-            completed_prompts: completed[1],
+            running: u32::try_from(self.running.len()).ok(),
+            waiting: u32::try_from(self.waiting.len()).ok(),
+            completed_prompt_tokens: Some(completed[0]),
+            completed_prompts: Some(completed[1]),
         };
         let limit = self.names.limits[if preempted { 2 } else { usize::from(budget == 0) }];
         let [scheduling, update, engine_step, _] = self.names.engine;

@@ -42,7 +42,7 @@ fn server(workers: usize) -> String {
             num_tokens: seqs + prefill,
             prefill_tokens: prefill,
             prefill_seqs: u32::from(is_mixed),
-            running: seqs,
+            running: Some(seqs),
             ..Schedule::default()
         };
         engine.schedule(us, step, schedule);

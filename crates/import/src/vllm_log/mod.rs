@@ -479,10 +479,10 @@ fn records(said: &Iteration, end: u64, name: u32) -> [Option<Record>; 3] {
         num_tokens,
         prefill_tokens: said.context_tokens,
         prefill_seqs: said.context_requests,
-        running: UNKNOWN,
-        waiting: UNKNOWN,
-        completed_prompt_tokens: UNKNOWN,
-        completed_prompts: UNKNOWN,
+        running: None,
+        waiting: None,
+        completed_prompt_tokens: None,
+        completed_prompts: None,
     };
     let [inputs, embeddings] = said.encoder.unwrap_or_default();
     let span = Span {

@@ -133,16 +133,17 @@ fn request_latency(summary: &latency::Summary) -> Value {
 }
 
 fn throughput(summary: &Throughput) -> Option<Value> {
+    let generated = |interval: &Interval| interval.per_second(interval.generated_tokens?);
     let interval = |interval: &Interval| {
         object([
             ("start_sec", number(interval.start_ns as f64 / 1e9)),
             ("length_sec", number(interval.length_ns as f64 / 1e9)),
             ("engine_steps", Some(interval.steps.into())),
             ("prefill_tokens", Some(interval.prefill_tokens.into())),
-            ("generated_tokens", Some(interval.generated_tokens.into())),
-            ("finished_requests", Some(interval.finished_requests.into())),
+            ("generated_tokens", interval.generated_tokens.map(Value::from)),
+            ("finished_requests", interval.finished_requests.map(Value::from)),
             ("prefill_tokens_per_sec", interval.per_second(interval.prefill_tokens).and_then(number)),
-            ("generated_tokens_per_sec", interval.per_second(interval.generated_tokens).and_then(number)),
+            ("generated_tokens_per_sec", generated(interval).and_then(number)),
             ("mean_running", interval.mean_running().and_then(number)),
             ("mean_waiting", interval.mean_waiting().and_then(number)),
         ])
@@ -210,6 +211,7 @@ pub(super) fn document(answers: &Answers) -> Option<Value> {
     }
     let latency = answers.requests.as_ref().and_then(|requests| requests.latency.as_ref());
     put("request_latency", latency.map(request_latency));
+    put("iterations", answers.iterations.as_ref().map(super::forward_pass::summary));
     put("throughput", throughput(&answers.throughput));
     let some = |list: Vec<Value>| (!list.is_empty()).then_some(Value::Array(list));
     put("ranks", some(answers.ranks.iter().map(skew).collect()));

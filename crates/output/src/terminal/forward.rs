@@ -1,4 +1,4 @@
-//! Forward passes by phase.
+//! Forward passes by phase; or, where those are not known, what vLLM's log says of iterations.
 
 use std::fmt::Write;
 
@@ -8,13 +8,15 @@ use super::breakdown;
 use super::page::{grouped, heading};
 
 pub(super) fn section(text: &mut String, answers: &Answers) {
-    let Some(summary) = answers.forward.as_ref().filter(|summary| !summary.phases.is_empty()) else { return };
+    let passes = answers.forward.as_ref().filter(|summary| !summary.phases.is_empty()).map(|of| ("forward", of));
+    let iterations = answers.iterations.as_ref().map(|of| ("iteration", of));
+    let Some((name, summary)) = passes.or(iterations) else { return };
     text.push('\n');
     let columns = format!(
         "{:>11}{:>11}{:>11}{:>11}{:>11}{:>12}",
         "count", "mean ms", "p50 ms", "p95 ms", "p99 ms", "tokens/s"
     );
-    heading(text, "forward", 13, &columns);
+    heading(text, name, 13, &columns);
     for (phase, said) in &summary.phases {
         let times = &said.times;
         let _ = writeln!(

@@ -74,17 +74,13 @@ fn throughput(answers: &Answers) -> Option<Vec<String>> {
         return None;
     }
     let mut rates: Vec<f64> =
-        inner.iter().filter_map(|interval| interval.per_second(interval.generated_tokens)).collect();
+        inner.iter().filter_map(|interval| interval.per_second(interval.generated_tokens?)).collect();
     rates.sort_by(f64::total_cmp);
+    let (least, most) = (*rates.first()?, *rates.last()?);
     let mean = rates.iter().sum::<f64>() / rates.len() as f64;
     Some(vec![
         format!("{mean:.0} new tokens/s"),
-        format!(
-            "{:.0} to {:.0} over intervals of {}",
-            rates.first()?,
-            rates.last()?,
-            duration(throughput.interval_ns)
-        ),
+        format!("{least:.0} to {most:.0} over intervals of {}", duration(throughput.interval_ns)),
     ])
 }
 

@@ -395,10 +395,10 @@ pub(crate) fn after_schedule(
         num_tokens,
         prefill_tokens: prefill.tokens,
         prefill_seqs: prefill.seqs,
-        running,
-        waiting,
-        completed_prompt_tokens: prefill.completed_tokens,
-        completed_prompts: prefill.completed,
+        running: Some(running),
+        waiting: Some(waiting),
+        completed_prompt_tokens: Some(prefill.completed_tokens),
+        completed_prompts: Some(prefill.completed),
     });
     state::with(py, |state| {
         let label = state.label;

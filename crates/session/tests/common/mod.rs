@@ -234,14 +234,14 @@ impl Parts {
                 num_tokens,
                 prefill_tokens,
                 prefill_seqs: u32::from(prefill_tokens > 0),
-                running: num_seqs,
-                waiting: u32::try_from(step % 3).unwrap(),
-                completed_prompt_tokens: match (completes, step) {
+                running: Some(num_seqs),
+                waiting: Some(u32::try_from(step % 3).unwrap()),
+                completed_prompt_tokens: Some(match (completes, step) {
                     (false, _) => 0,
                     (true, 2) => 812,
                     (true, _) => 36,
-                },
-                completed_prompts: u32::from(completes),
+                }),
+                completed_prompts: Some(u32::from(completes)),
             };
             let engine = &mut self.logs[self.engine];
             engine.schedule(us, step, schedule);

@@ -93,7 +93,8 @@ impl Log {
 
     fn limited(&mut self, us: u64, step: u64, limited_by: &str, num_tokens: u32) {
         let name = if limited_by.is_empty() { 0 } else { self.name(limited_by) };
-        let schedule = Schedule { num_seqs: 1, num_tokens, running: 1, waiting: 1, ..Schedule::default() };
+        let schedule =
+            Schedule { num_seqs: 1, num_tokens, running: Some(1), waiting: Some(1), ..Schedule::default() };
         self.push(us, step, Label::Work, name, Payload::Schedule(schedule));
     }
 
