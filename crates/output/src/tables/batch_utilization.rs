@@ -56,7 +56,12 @@ pub(super) fn summary(summary: &Summary) -> Value {
         ("total_samples", Some(summary.total_samples.into())),
         ("mean_seq_utilization_pct", summary.mean_seq_utilization_pct.and_then(number)),
         ("mean_token_utilization_pct", summary.mean_token_utilization_pct.and_then(number)),
-        ("underutilization_events", Some(summary.underutilization_events.into())),
+        // Without a limit there is no half of it.
+        (
+            "underutilization_events",
+            (summary.total_samples == 0 || summary.mean_token_utilization_pct.is_some())
+                .then(|| summary.underutilization_events.into()),
+        ),
         ("prefill_avg_utilization", of_phase(Phase::Prefill)),
         ("decode_avg_utilization", of_phase(Phase::Decode)),
         ("max_num_seqs", summary.limits.map(|limits| limits.max_num_seqs.into())),

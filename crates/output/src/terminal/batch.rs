@@ -8,6 +8,8 @@ use crate::text::visible;
 pub(super) fn section(text: &mut String, answers: &Answers) {
     let Some(summary) = answers.batch.as_ref().filter(|summary| summary.total_samples > 0) else { return };
     let under = profilemate_analysis::batch::percent(summary.underutilization_events, summary.total_samples);
+    // Without a limit there is no half of it.
+    let under = under.filter(|_| summary.mean_token_utilization_pct.is_some());
     let under = under.map_or(String::new(), |share| format!(" (under half in {share:.1} %)"));
     wrapped(
         text,
