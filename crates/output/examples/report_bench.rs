@@ -380,13 +380,13 @@ fn main() {
     // Memory is the greatest of all that ran before, too: `report` is first.
     let reports = [(); 3].map(|()| run(&program, &["report"], &session));
     let export = run(&program, &["export"], &session);
-    let list = |of: usize| reports.map(|report| format!("{:.3}", report[of])).join(", ");
+    let each = |of: usize| reports.map(|report| format!("{:.3}", report[of])).join(", ");
     println!(
         "{{\"records\": {records}, \"engine_steps\": {steps}, \"requests\": {requests}, \"report_seconds\": [{}], \
          \"report_cpu_seconds\": [{}], \"report_peak_rss_mib\": {:.1}, \"export_seconds\": {:.3}, \
          \"export_cpu_seconds\": {:.3}, \"export_peak_rss_mib\": {:.1}, \"raw_mib\": {:.1}, \"processors\": {}}}",
-        list(0),
-        list(1),
+        each(0),
+        each(1),
         reports[2][2],
         export[0],
         export[1],

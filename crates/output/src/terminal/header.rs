@@ -17,9 +17,10 @@ const INTERVALS: usize = 3;
 
 /// One entry for each ending with its processes, or, of many processes, for each set of roles.
 fn processes(processes: &[Process]) -> Vec<String> {
-    let mut by_pid: BTreeMap<u32, Vec<&Process>> = BTreeMap::new();
-    for process in processes {
-        by_pid.entry(process.pid).or_default().push(process);
+    let mut by_pid: BTreeMap<(u32, usize), Vec<&Process>> = BTreeMap::new();
+    for (at, process) in processes.iter().enumerate() {
+        // 0 is no process id: each of those is one by itself.
+        by_pid.entry((process.pid, if process.pid == 0 { at } else { 0 })).or_default().push(process);
     }
     by_pid.retain(|_, of_pid| of_pid.first().is_some_and(|process| process.role != "launcher"));
     let ending = |of_pid: &[&Process]| crate::metadata::ending(of_pid[0].ending);
