@@ -3,11 +3,13 @@
     python benches/hook_cost.py
 
 Prints one JSON line: nanoseconds per call (best of several repeats, the loop taken off) for a plain method, what a hook
-adds to it (with and without extractors), for one record written from Python, and for one reading of the clock.
+adds to it (with and without extractors), for one record written from Python, for one reading of the clock, and what
+recording adds to a garbage collection (the two calls that CPython makes for it, and their arguments).
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -41,6 +43,11 @@ def nanoseconds(statement: str, names: dict[str, Any]) -> float:
     return (min(timeit.repeat(statement, number=CALLS, repeat=7, globals=names)) - empty) / CALLS * 1e9
 
 
+def collection_nanoseconds() -> float:
+    """A collection of the youngest generation with little in it."""
+    return nanoseconds("f(0)", {"f": gc.collect})
+
+
 def main() -> None:
     session = tempfile.mkdtemp(prefix="profilemate-bench-")
     _native.sessions_folder_ready(session)
@@ -55,6 +62,11 @@ def main() -> None:
             kind=_native.SPAN, before=lambda *_: None, after=lambda *_: None
         ),
     }
+    # `timeit` turns automatic collections off while it measures.
+    plain_collection = collection_nanoseconds()
+    gc.callbacks.append(_native.on_garbage_collection)
+    watched_collection = collection_nanoseconds()
+    gc.callbacks.remove(_native.on_garbage_collection)
     result: dict[str, Any] = {
         "python": platform.python_version(),
         "plain_method_ns": round(plain, 1),
@@ -63,6 +75,8 @@ def main() -> None:
             for name, owner in cases.items()
         },
         "record_from_python_ns": round(nanoseconds("f('bench', 1, 2, 3, 4, 5)", {"f": _native.write_span}), 1),
+        "garbage_collection_ns": round(plain_collection, 1),
+        "garbage_collection_adds_ns": round(watched_collection - plain_collection, 1),
         "clock_ns": round(nanoseconds("f()", {"f": _native.ticks}), 1),
         "records_dropped": _native.statistics()[1],
         "processor": next(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -68,6 +69,9 @@ def _open(role: str, rank: int, data_parallel_rank: int) -> None:
     _native.set_debug_interval(values["debug_interval"] if values["debug"] else 0)
     _close_at_exit()
     _note_process()
+    if values["cpu_timing"] and _native.on_garbage_collection not in gc.callbacks:
+        # A forked child has its parent's.
+        gc.callbacks.append(_native.on_garbage_collection)
     if values["verbose"]:
         profilers = ", ".join(name for name in PROFILERS if values[name] and name not in _NOT_BUILT)
         sys.stderr.write(

@@ -28,6 +28,7 @@ OPERATIONS = {
     "detokenization",
     "engine_step",
     "engine_idle",
+    "garbage_collection",
 }
 
 # Made up, to be looked for afterwards.

@@ -13,6 +13,8 @@ pub enum Remark<'a> {
     None,
     /// What kind of step it served.
     Phase(Phase),
+    /// Which of Python's generations was collected.
+    Generation(u64),
     /// What the probe wrote.
     Text(&'a str),
 }
@@ -78,18 +80,20 @@ impl Collector {
                     }
                     _ => step,
                 };
-                let phase = match name {
-                    Name::ModelExecution | Name::Iteration => {
-                        context.steps.scheduled(event).and_then(Scheduled::phase)
-                    }
-                    _ => None,
-                };
                 let text = || log.head.string(span.context).map_or(Remark::None, Remark::Text);
+                let remark = match name {
+                    Name::ModelExecution | Name::Iteration => {
+                        let phase = context.steps.scheduled(event).and_then(Scheduled::phase);
+                        phase.map_or_else(text, Remark::Phase)
+                    }
+                    Name::GarbageCollection => Remark::Generation(span.value_a),
+                    _ => text(),
+                };
                 Operation {
                     start_ns: event.start_ns,
                     name,
                     duration_ns: event.duration_ns(),
-                    remark: phase.map_or_else(text, Remark::Phase),
+                    remark,
                     step,
                     process: process(name),
                 }

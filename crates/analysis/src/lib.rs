@@ -16,6 +16,7 @@ pub mod cpu;
 pub mod cuda_graphs;
 pub mod facts;
 pub mod forward;
+pub mod garbage;
 pub mod gpu_clock;
 mod iterations;
 pub mod kv_cache;
@@ -94,6 +95,8 @@ pub struct Answers {
     pub ranks: Vec<ranks::Skew>,
     /// What one more token or sequence costs, where the steps say it.
     pub cost: Vec<cost::Fit>,
+    /// Pauses of Python's garbage collector, by process that had any.
+    pub garbage: Vec<garbage::Garbage>,
     /// What the probes cost, by process.
     pub overhead: Vec<overhead::Overhead>,
     /// Exceptions caught in probes.
@@ -129,6 +132,7 @@ pub fn analyze<E: From<Error>>(
     let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
+    let mut garbage = garbage::Collector::new(session);
     let mut processes = processes::Collector::new(session);
     let mut events = session.events()?;
     while let Some(event) = events.next_event()? {
@@ -148,6 +152,7 @@ pub fn analyze<E: From<Error>>(
         counters.see(&event);
         iterations.see(&context, &event);
         overhead.see(session, &event);
+        garbage.see(&event);
         if let Some(batch) = &mut batch
             && let Some(found) = batch.see(&context, &event)
         {
@@ -208,6 +213,7 @@ pub fn analyze<E: From<Error>>(
         batch: batch.map(batch::Collector::finish),
         requests,
         kv_cache,
+        garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),
     })

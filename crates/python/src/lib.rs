@@ -7,6 +7,7 @@
 mod calls;
 mod extract;
 mod failure;
+mod garbage;
 mod gpu;
 mod hook;
 mod state;
@@ -33,6 +34,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::extract::worker::{Dispatch, before_execute_model};
+    #[pymodule_export]
+    use crate::garbage::on_garbage_collection;
     use pyo3::prelude::*;
 
     #[pymodule_init]

@@ -1,5 +1,6 @@
 //! The recorder of this process, and what its hooks share.
 
+use crate::garbage::Collection;
 use profilemate_cuda::{ReaderThread, Timer};
 use profilemate_format::record::{FLAG_RAISED, Label, Payload, Record, Span};
 use profilemate_record::Writer;
@@ -63,6 +64,8 @@ pub(crate) struct State {
     pub(crate) epoch: u32,
     pub(crate) lanes: [Lane; LANES],
     pub(crate) label: Label,
+    /// Python's garbage collector at work.
+    pub(crate) collection: Collection,
     /// Requests that were numbered.
     pub(crate) requests: u64,
     /// Key of the hash that stands for ids of requests; `None` = they stand for themselves.
@@ -86,13 +89,15 @@ static STATE: GilCell = GilCell(UnsafeCell::new(State {
     epoch: 0,
     lanes: [Lane::EMPTY; LANES],
     label: Label::Work,
+    collection: Collection::NONE,
     requests: 0,
     id_key: None,
     debug_interval: 0,
     debug_count: 0,
 }));
 
-/// Runs `f` on the state. `f` must not run Python code: that could come back here.
+/// Runs `f` on the state. `f` must not run Python code: that could come back here. It must not make Python objects either: that may
+/// start the garbage collector, which calls [`crate::garbage`] and finalizers.
 #[inline]
 pub(crate) fn with<R>(_gil: Python<'_>, f: impl FnOnce(&mut State) -> R) -> R {
     // SAFETY: the GIL is held, and `f` neither releases it nor comes back (see above), so this is the only reference.

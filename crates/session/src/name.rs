@@ -47,7 +47,8 @@ macro_rules! names {
                 }
             }
 
-            /// The component that records it; `None` for [`Name::Other`].
+            /// The component that records it; `None` for [`Name::Other`]. Every process collects garbage: it is the engine core's where
+            /// there is one, else the process's own.
             pub fn component(self) -> Option<Component> {
                 match self {
                     $(Self::$name => Some(Component::$component),)*
@@ -83,6 +84,8 @@ names! {
     EngineStep = "engine_step" in EngineCore,
     /// The engine waits for requests.
     EngineIdle = "engine_idle" in EngineCore,
+    /// Python's garbage collector, in any process, inside of whatever that does.
+    GarbageCollection = "garbage_collection" in EngineCore,
     /// Loading, profiling, compilation, capture.
     WarmUp = "warm_up" in Worker,
     /// Proposing tokens (speculative decoding).

@@ -20,6 +20,7 @@ pub(super) fn cells(operation: &Operation<'_>, line: &mut Line) {
         Remark::Phase(Phase::Prefill) => line.word("phase=prefill"),
         Remark::Phase(Phase::Decode) => line.word("phase=decode"),
         Remark::Phase(Phase::Mixed) => line.word("phase=mixed"),
+        Remark::Generation(generation) => line.word(&format!("generation={generation}")),
         Remark::Text(text) => line.text(text),
     }
     line.maybe(operation.step);
