@@ -14,6 +14,7 @@ pub mod cost;
 pub mod counters;
 pub mod cpu;
 pub mod cuda_graphs;
+pub mod explain;
 pub mod facts;
 pub mod forward;
 pub mod garbage;

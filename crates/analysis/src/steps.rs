@@ -8,7 +8,7 @@ use profilemate_session::{Component, Error, Event, GpuStep, Label, Name, Payload
 use crate::gpu_clock::{GpuClock, Placed};
 
 /// What kind of work a step does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// Every token belongs to a prompt that is not computed yet.
     Prefill,
@@ -266,6 +266,11 @@ impl Steps {
     /// What the scheduler decided for the step of this event; `None` when that is not known.
     pub(crate) fn scheduled(&self, event: &Event) -> Option<Scheduled> {
         self.scheduled[self.engines[event.log]?].get(event.record.step).copied()
+    }
+
+    /// The log of the engine that a log's worker belongs to.
+    pub(crate) fn engine(&self, log: usize) -> Option<usize> {
+        self.engines[log]
     }
 
     /// What the worker of this event did in its step.
