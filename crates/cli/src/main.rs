@@ -5,6 +5,7 @@
 mod collect;
 mod completions;
 mod doctor;
+mod explain;
 mod export;
 mod import;
 mod package;
@@ -36,6 +37,8 @@ enum Command {
     Report(report::Arguments),
     /// Make a session from what something else recorded
     Import(import::Arguments),
+    /// Say why a step or a request took longer than others
+    Explain(explain::Arguments),
     /// Print the folder to put on PYTHONPATH, to profile without `run`
     Path,
     /// Show what would attach to the vLLM that is installed here, and what not
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Export(arguments) => export::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Path => path::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Collect(arguments) => collect::run(&arguments),

@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 /// The newest session of an output folder: names of sessions begin with their time.
-fn newest(output_dir: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn newest(output_dir: &Path) -> anyhow::Result<PathBuf> {
     let mut sessions: Vec<PathBuf> = std::fs::read_dir(output_dir)
         .map_err(|error| {
             anyhow!("cannot list the sessions in {} ({error}): name a session folder", output_dir.display())

@@ -100,9 +100,19 @@ const PLAY: &str = "cp \"$GOLDEN\"/[aew]* \"$PROFILEMATE_SESSION/raw/\"";
 #[test]
 fn help() {
     let room = Room::new();
-    for command in
-        ["", "run", "export", "report", "import", "import vllm-log", "path", "doctor", "collect", "completions"]
-    {
+    for command in [
+        "",
+        "run",
+        "export",
+        "report",
+        "import",
+        "import vllm-log",
+        "explain",
+        "path",
+        "doctor",
+        "collect",
+        "completions",
+    ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let name = if command.is_empty() { "all" } else { command };
         insta::assert_snapshot!(format!("help_{}", name.replace(' ', "_")), text(&room.output(&arguments).stdout));
@@ -112,7 +122,13 @@ fn help() {
 #[test]
 fn wrong_usage_is_code_2() {
     let room = Room::new();
-    for arguments in [
+    let explain = [
+        &["explain", "--step", "x"][..],
+        &["explain", "--slowest", "0"],
+        &["explain", "--step", "1", "--slowest", "2"],
+        &["explain", "--step", "1", "--request", "x"],
+    ];
+    let others = [
         &["nonsense"][..],
         &["run"],
         &["export"],
@@ -120,7 +136,8 @@ fn wrong_usage_is_code_2() {
         &["import"],
         &["import", "vllm-log"],
         &["import", "other-log", "x"],
-    ] {
+    ];
+    for arguments in others.into_iter().chain(explain) {
         assert_eq!(room.output(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
@@ -327,6 +344,33 @@ fn there_is_colour_on_a_terminal_and_nowhere_else() {
     assert!(shown.starts_with("\u{1b}[1msession      \u{1b}[0m"), "{shown}");
     assert_eq!(on_a_terminal(command("NO_COLOR", "1")), plain);
     assert_eq!(on_a_terminal(command("TERM", "dumb")), plain);
+}
+
+#[test]
+fn explain_says_why_or_what_there_is() {
+    let room = Room::new();
+    room.session("requests");
+    room.session("server");
+    insta::assert_snapshot!(room.transcript(&["explain"]));
+    insta::assert_snapshot!(room.transcript(&["explain", "--step", "10"]));
+    // A step without work, and one that there never was.
+    insta::assert_snapshot!(room.transcript(&["explain", "--step", "9"]));
+    let requests = room.path("sessions/session_requests");
+    let requests = requests.to_str().unwrap();
+    insta::assert_snapshot!(room.transcript(&["explain", requests, "--request", "cmpl-twins"]));
+    insta::assert_snapshot!(room.transcript(&["explain", requests, "--request", "nobody\u{1b}[2J\u{202e}"]));
+    insta::assert_snapshot!(room.transcript(&["explain", requests, "--request", ""]));
+    insta::assert_snapshot!(room.transcript(&["explain", requests]));
+    insta::assert_snapshot!(room.transcript(&["explain", "--request", "cmpl-twins"]));
+    for arguments in [
+        &["explain", "--json"][..],
+        &["explain", "--json", "--step", "10"],
+        &["explain", requests, "--json", "--request", "cmpl-twins"],
+    ] {
+        let output = room.output(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+    }
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! How long it takes to make all tables, and how much memory.
 //!
 //! ```text
-//! cargo run --release -p profilemate-output --example export_bench -- [RECORDS] [FOLDER] [STEPS_PER_REQUEST]
+//! cargo run --release -p profilemate-output --example export_bench -- [RECORDS] [FOLDER] [STEPS_PER_REQUEST] [keep]
 //! ```
 //! Writes a synthetic session of RECORDS records (default: 10 million; as one API server, one engine core and one
 //! worker would) into a new folder in FOLDER (default: the temporary folder), makes every table of it, prints one JSON
-//! document and removes it again. The promise in the specification: 10 million records in at most 10 s and 512 MiB.
+//! document and removes it again, unless it is to be kept: for `profilemate explain`, say, under `/usr/bin/time -v`. The promise in the specification: 10 million records in at most 10 s and 512 MiB.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for developers that may stop anywhere")]
 
@@ -157,6 +157,7 @@ fn main() {
     let records: u64 = arguments.next().map_or(10_000_000, |count| count.parse().unwrap());
     let parent = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
     let steps_per_request = arguments.next().map_or(STEPS_PER_REQUEST, |steps| steps.parse().unwrap());
+    let is_kept = arguments.next().is_some_and(|word| word == "keep");
     let session = parent.join(format!("session_20260101_000000_{:06x}", std::process::id()));
     fs::create_dir_all(session.join("raw")).unwrap();
     let records = generate(&session, records, steps_per_request);
@@ -184,5 +185,7 @@ fn main() {
         bytes as f64 / f64::from(1 << 20),
         std::thread::available_parallelism().map_or(0, usize::from),
     );
-    fs::remove_dir_all(&session).unwrap();
+    if !is_kept {
+        fs::remove_dir_all(&session).unwrap();
+    }
 }

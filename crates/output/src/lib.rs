@@ -4,6 +4,7 @@
 //! tables     CSV and JSON files of a session folder; one file per profiler beside metadata
 //! metadata   metadata.json
 //! terminal   the summary that a person reads at the end of a run
+//! explanation what `profilemate explain` says
 //! csv        how a cell is written
 //! text       ids and the like, made safe to show
 //! replace    files that appear whole or not at all
@@ -11,6 +12,7 @@
 
 mod csv;
 mod date;
+pub mod explanation;
 mod metadata;
 mod replace;
 pub mod tables;

@@ -424,6 +424,10 @@ impl Reader<'_> {
         // A script that calls vLLM does other things between two calls, and nobody says that the engine waits.
         let had_nothing = engine.requests <= 0;
         engine.requests = i64::from(schedule.running) + i64::from(schedule.waiting);
+        if schedule.num_tokens == 0 && engine.open.iter().all(|step| step.num_tokens == 0) {
+            // It was asked, and none of its requests could run: what they wait for is not this engine.
+            engine.last_end_ns = engine.last_end_ns.max(Some(event.start_ns));
+        }
         let Some(step) = self.step_or_new(event.log, event.record.step) else { return };
         (step.num_seqs, step.num_tokens) = (schedule.num_seqs, schedule.num_tokens);
         (step.prefill_tokens, step.prefill_seqs) = (schedule.prefill_tokens, schedule.prefill_seqs);
@@ -564,7 +568,10 @@ impl Reader<'_> {
         }
         if let Some(scheduled_ns) = scheduled_ns {
             let between_ns = u64::try_from(scheduled_ns.saturating_sub(began_ns)).unwrap_or(0);
-            step.parts[Part::OutputProcessing as usize] = Time::of(output_processing_ns.min(between_ns));
+            // A front end by itself works beside the engine.
+            if self.context.session.logs[log].role(Component::ApiServer).is_some() {
+                step.parts[Part::OutputProcessing as usize] = Time::of(output_processing_ns.min(between_ns));
+            }
             step.parts[Part::BetweenSteps as usize] = Time::of(between_ns.saturating_sub(output_processing_ns));
         }
         for pauses in [true, false] {

@@ -289,7 +289,8 @@ fn ms(from: Option<i64>, to: Option<i64>) -> Option<f64> {
 /// Milliseconds of the delays between two moments.
 fn delayed(delays: &Delays, from: Option<i64>, to: Option<i64>) -> f64 {
     let (Some(from), Some(to)) = (from, to) else { return 0.0 };
-    delays.iter().map(|(start, end)| (*end.min(&to) - *start.max(&from)).max(0) as f64 / 1e6).sum()
+    let ns: i64 = delays.iter().map(|(start, end)| (*end.min(&to) - *start.max(&from)).max(0)).sum();
+    ns as f64 / 1e6
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
@@ -488,7 +489,7 @@ fn explain<'a>(
 ) -> RequestExplanation<'a> {
     let timeline = timeline(life, events);
     let delays = delays(&timeline, life.finished_ns);
-    let delay_ms: f64 = delays.iter().map(|(start, end)| (end - start) as f64 / 1e6).sum();
+    let delay_ms = delayed(&delays, Some(i64::MIN), Some(i64::MAX));
     let own = Numbers::of(life, &delays, Some(delay_ms));
     let others = || all.iter().filter(|other| other.kind == own.kind);
     let whole = others().filter(|other| other.total.is_some()).count();

@@ -498,6 +498,24 @@ fn late_scheduling() {
 }
 
 #[test]
+fn requests_that_cannot_run_wait_for_something_else() {
+    let mut run = Run::new(1);
+    run.usual(30, Step::usual);
+    // The scheduler is asked again and again, for 80 ms, and has nothing to run until then.
+    for _ in 0..8 {
+        let (now, number) = (run.now, run.next());
+        run.engine(now, move |log| log.schedule(now, number, Schedule { waiting: 3, ..Schedule::default() }));
+        run.times.push((now, now));
+        run.now += 10_000;
+    }
+    let number = run.next();
+    let step = Step { between: 100, ..Step::usual(number) };
+    run.now -= 10_000;
+    run.step(step);
+    assert_eq!(of(run, number).status, Status::AsUsual);
+}
+
+#[test]
 fn the_slowest_come_first_and_bad_ones_do_not_come() {
     let mut run = Run::new(1);
     run.usual(30, Step::usual);

@@ -7,7 +7,7 @@ mod forward;
 mod gpu;
 mod header;
 mod kv_cache;
-mod page;
+pub(crate) mod page;
 mod profiler;
 mod requests;
 

@@ -29,7 +29,7 @@ pub(super) fn fitted(text: &str) -> String {
 }
 
 /// A whole number with its thousands apart.
-pub(super) fn grouped(value: u64) -> String {
+pub(crate) fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
