@@ -9,6 +9,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::Log;
+use profilemate_analysis::explain::{self, Explainer, Recording};
 use profilemate_analysis::requests::Happening;
 use profilemate_analysis::{Answers, Row, analyze};
 use profilemate_format::record::{
@@ -67,6 +68,12 @@ fn analyzed(payloads: &[(u64, Payload)]) -> (Rows, Answers) {
         Ok(())
     })
     .unwrap();
+    // Neither does anything that is made of them fail.
+    let recording = Recording::read(&session).unwrap();
+    let explainer = Explainer::new(&recording);
+    assert!(explainer.slowest(9).len() <= recording.len());
+    let found = explain::requests::find(&session, &explainer, |_| true).unwrap();
+    assert_eq!(found.matching, rows.lives);
     (rows, answers)
 }
 

@@ -486,7 +486,8 @@ impl Reader<'_> {
             Name::Bookkeeping => Part::Bookkeeping,
             Name::UpdateFromOutput => Part::UpdateFromOutput,
             Name::OutputProcessing => {
-                self.engines[log].output_processing_ns += duration_ns;
+                let sum = &mut self.engines[log].output_processing_ns;
+                *sum = sum.saturating_add(duration_ns);
                 return;
             }
             Name::EngineIdle => {
@@ -650,10 +651,10 @@ fn stopped(pauses: &VecDeque<Pause>, is_garbage: bool, began_ns: i64, ended_ns: 
     let (mut total_ns, mut longest_ns, mut until_ns) = (0_i64, 0_i64, i64::MIN);
     for (start_ns, end_ns, pause) in inside {
         stopped.count = stopped.count.saturating_add(1);
-        total_ns += (end_ns - start_ns.max(until_ns)).max(0);
+        total_ns = total_ns.saturating_add(end_ns.saturating_sub(start_ns.max(until_ns)).max(0));
         until_ns = until_ns.max(end_ns);
-        if end_ns - start_ns > longest_ns {
-            longest_ns = end_ns - start_ns;
+        if end_ns.saturating_sub(start_ns) > longest_ns {
+            longest_ns = end_ns.saturating_sub(start_ns);
             (stopped.log, stopped.what) = (pause.log, pause.what);
         }
     }

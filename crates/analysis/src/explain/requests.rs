@@ -289,7 +289,9 @@ fn ms(from: Option<i64>, to: Option<i64>) -> Option<f64> {
 /// Milliseconds of the delays between two moments.
 fn delayed(delays: &Delays, from: Option<i64>, to: Option<i64>) -> f64 {
     let (Some(from), Some(to)) = (from, to) else { return 0.0 };
-    let ns: i64 = delays.iter().map(|(start, end)| (*end.min(&to) - *start.max(&from)).max(0)).sum();
+    let ns = delays.iter().fold(0_i64, |sum, (start, end)| {
+        sum.saturating_add(end.min(&to).saturating_sub(*start.max(&from)).max(0))
+    });
     ns as f64 / 1e6
 }
 

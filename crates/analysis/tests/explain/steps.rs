@@ -2,6 +2,7 @@
 
 use profilemate_analysis::explain::{Explanation, New, Part, Status, Verdict};
 use profilemate_format::record::Schedule;
+use proptest::prelude::*;
 
 use crate::run::{FULL, Gpu, Pause, Run, Step, Where};
 
@@ -536,4 +537,67 @@ fn the_slowest_come_first_and_bad_ones_do_not_come() {
         assert!(explainer.step(40).is_empty() && explainer.recording().is_unfinished(40));
         assert!(explainer.step(77).is_empty() && !explainer.recording().is_unfinished(77));
     });
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let times = (0u64..40_000, 0u64..5_000, 0u64..5_000, prop::collection::vec(0u64..60_000, 2), 0u64..9_000);
+    let rest = (0u64..3_000, 0u64..9_000, 0u64..4_000, 1u32..40, 0u32..3_000);
+    let happenings = (0u32..400, 0u64..3, any::<bool>(), prop::option::of(0u64..50_000), 0u64..40_000);
+    (times, rest, happenings).prop_map(|(times, rest, (evicted, preempted, is_full, idle, pause))| {
+        let (between, scheduling, preparation, forward, sampling) = times;
+        let (bookkeeping, other, update, seqs, prefill) = rest;
+        let prefill = prefill.saturating_sub(2_000);
+        let place = if is_full { Where::Engine } else { Where::Worker };
+        Step {
+            idle: idle.filter(|idle| idle % 5 == 0),
+            between,
+            scheduling,
+            preparation,
+            forward,
+            sampling,
+            bookkeeping,
+            other,
+            update,
+            seqs,
+            tokens: seqs + prefill,
+            prefill,
+            prefill_seqs: u32::from(prefill > 0),
+            descriptor: if is_full { FULL } else { "NONE" },
+            pauses: vec![Pause { place, us: pause, generation: Some(pause % 3).filter(|_| pause % 7 > 0) }],
+            evicted: Some(evicted),
+            preempted: (0..preempted).collect(),
+            admitted: vec![(preempted, prefill)],
+            gpu: (seqs % 2 == 0).then_some(Gpu { idle_us: between + scheduling, forward_us: pause }),
+            ends: evicted != 0,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn verdicts_never_explain_more_than_the_excess(steps in prop::collection::vec(any_step(), 1..80)) {
+        let mut run = Run::new(2);
+        for step in steps {
+            run.step(step);
+        }
+        run.ask(|_, explainer| {
+            let mut slow = 0;
+            for number in 1..=explainer.recording().len() as u64 {
+                for explanation in explainer.step(number) {
+                    let found = said(&explanation);
+                    slow += usize::from(found.status == Status::Slow);
+                    let rest = explanation.causes.iter().find(|cause| matches!(cause.verdict, Verdict::Unknown(_)));
+                    if let Some(rest) = rest {
+                        prop_assert!(rest.explains_ms > 0.5 * explanation.excess_ms);
+                    }
+                    let parts: f64 = Part::ALL.iter().filter_map(|part| explanation.step.part(*part)).sum();
+                    prop_assert!(parts + 1e-3 >= explanation.ms || explanation.step.is_on_gpu, "{:?}", explanation);
+                }
+            }
+            prop_assert!(slow <= explainer.slow().0);
+            Ok(())
+        })?;
+    }
 }
