@@ -170,10 +170,15 @@ fn why(verdict: &Verdict) -> String {
     }
 }
 
+fn as_usual(usual_ms: f64, up_to_ms: Option<f64>) -> String {
+    let up_to = up_to_ms.map_or(String::new(), |up_to| format!(", up to {}", ms(up_to)));
+    format!("as usual ({}{up_to})", ms(usual_ms))
+}
+
 fn heading(explanation: &Explanation<'_>) -> String {
     let usual = match (explanation.status, explanation.usual_ms) {
         (Status::TooFew, _) | (_, None) => "too few steps to say what is usual".to_owned(),
-        (Status::AsUsual, Some(usual)) => format!("as usual ({})", ms(usual)),
+        (Status::AsUsual, Some(usual)) => as_usual(usual, explanation.usual_up_to_ms),
         (Status::Slow, Some(usual)) => format!("usually {}", ms(usual)),
     };
     format!(
@@ -207,7 +212,12 @@ fn work_words(explanation: &Explanation<'_>) -> String {
 /// Why, one line for each cause.
 fn causes(text: &mut String, explanation: &Explanation<'_>) {
     for cause in &explanation.causes {
-        cause_line(text, cause.explains_ms, explanation.excess_ms, &why(&cause.verdict));
+        let mut words = why(&cause.verdict);
+        if matches!(cause.verdict, Verdict::Unknown(_)) && explanation.expected_ms.is_none() {
+            let size = counted(explanation.step.num_tokens.into(), "token");
+            let _ = write!(words, "; too few steps are like it to say what its {size} take");
+        }
+        cause_line(text, cause.explains_ms, explanation.excess_ms, &words);
     }
 }
 
@@ -329,7 +339,7 @@ fn request(text: &mut String, found: &RequestExplanation<'_>) {
     let time = found.ms.map_or_else(|| "not over, or its beginning is not known".to_owned(), ms);
     let usual = match (found.status, found.usual_ms) {
         (Status::Slow, Some(usual)) => format!(", usually {}", ms(usual)),
-        (Status::AsUsual, Some(usual)) => format!(", as usual ({})", ms(usual)),
+        (Status::AsUsual, Some(usual)) => format!(", {}", as_usual(usual, found.usual_up_to_ms)),
         _ if found.ms.is_some() => ", too few requests to say what is usual".to_owned(),
         _ => String::new(),
     };
@@ -524,6 +534,7 @@ fn step_json(explanation: &Explanation<'_>) -> Value {
         ("ms", rounded(explanation.ms)),
         ("status", Some(explanation.status.text().into())),
         ("usual_ms", explanation.usual_ms.and_then(rounded)),
+        ("usual_up_to_ms", explanation.usual_up_to_ms.and_then(rounded)),
         ("excess_ms", explanation.usual_ms.and_then(|_| rounded(explanation.excess_ms))),
         ("compared_with", explanation.usual.map(usual_json)),
         ("similar", explanation.similar.map(usual_json)),
@@ -623,6 +634,7 @@ fn request_json(found: &RequestExplanation<'_>) -> Value {
         ("ms", found.ms.and_then(rounded)),
         ("status", Some(if found.ms.is_none() { "not_over" } else { request_status(found.status) }.into())),
         ("usual_ms", found.usual_ms.and_then(rounded)),
+        ("usual_up_to_ms", found.usual_up_to_ms.and_then(rounded)),
         ("excess_ms", (found.status != Status::TooFew).then(|| rounded(found.excess_ms)).flatten()),
         ("compared_with_requests", Some(found.compared_with.into())),
         ("causes", Some(found.causes.iter().map(|cause| request_cause_json(cause, found.excess_ms)).collect())),

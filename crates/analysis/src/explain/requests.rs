@@ -147,6 +147,16 @@ pub enum What {
 }
 
 impl What {
+    fn order(&self) -> u8 {
+        match self {
+            Self::Arrived => 0,
+            Self::Queued => 1,
+            Self::Started { .. } => 2,
+            Self::FirstToken | Self::Preempted { .. } | Self::Resumed { .. } => 3,
+            Self::Finished { .. } => 4,
+        }
+    }
+
     /// Its name.
     pub fn text(&self) -> &'static str {
         match self {
@@ -195,6 +205,8 @@ pub struct RequestExplanation<'a> {
     pub status: Status,
     /// The time of the median request, part by part, milliseconds.
     pub usual_ms: Option<f64>,
+    /// Up to which time a request is as usual, milliseconds.
+    pub usual_up_to_ms: Option<f64>,
     /// How much longer it took, milliseconds.
     pub excess_ms: f64,
     /// Requests that say what is usual.
@@ -460,7 +472,8 @@ fn timeline(life: &Life, events: &[(String, String, Moment)]) -> Vec<Moment> {
             moments.push(Moment { at_ns, step: None, what });
         }
     }
-    moments.sort_by_key(|moment| moment.at_ns);
+    // What happens at once is said in the order in which it must have been.
+    moments.sort_by_key(|moment| (moment.at_ns, moment.what.order()));
     moments
 }
 
@@ -546,6 +559,7 @@ fn explain<'a>(
         ms: total_ms,
         status,
         usual_ms,
+        usual_up_to_ms: usual_total.map(|spread| spread.median + spread.margin()),
         excess_ms,
         compared_with: whole,
         causes,

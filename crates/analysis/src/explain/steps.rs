@@ -198,6 +198,8 @@ pub struct Explanation<'a> {
     pub status: Status,
     /// What is usual, milliseconds.
     pub usual_ms: Option<f64>,
+    /// Up to how long is usual, milliseconds.
+    pub usual_up_to_ms: Option<f64>,
     /// How much longer it took, milliseconds; 0 if it did not.
     pub excess_ms: f64,
     /// The steps that say what is usual.
@@ -273,6 +275,8 @@ struct Baseline<'a> {
     usual_ms: f64,
     similar: Option<&'a Usual>,
     expected_ms: Option<f64>,
+    /// Longer is slow.
+    up_to_ms: f64,
     is_slow: bool,
 }
 
@@ -353,14 +357,14 @@ impl<'a> Explainer<'a> {
         } else if let Some(cost) = self.usual.per_prompt_token(phase) {
             let tokens = f64::from(step.prefill_tokens);
             let base = if phase == Phase::Mixed { usual.time.median } else { 0.0 };
-            (Some(base + tokens * cost.median), tokens * cost.margin().max(LEAST_MS / tokens.max(1.0)))
+            (Some(base + tokens * cost.median), cost.times_margin(tokens))
         } else {
             (None, 0.0)
         };
         let usual_ms = expected_ms.map_or(usual.time.median, |expected| expected.min(usual.time.median));
-        let is_slow =
-            usual.time.excess(ms).is_some() || expected_ms.is_some_and(|expected| ms - expected > margin);
-        Some(Baseline { usual, usual_ms, similar, expected_ms, is_slow: is_slow && ms > usual_ms })
+        let whole_up_to_ms = usual.time.median + usual.time.margin();
+        let up_to_ms = expected_ms.map_or(whole_up_to_ms, |expected| whole_up_to_ms.min(expected + margin));
+        Some(Baseline { usual, usual_ms, similar, expected_ms, up_to_ms, is_slow: ms > up_to_ms })
     }
 
     /// Explains a step; `None` if it had no work or was not over.
@@ -374,6 +378,7 @@ impl<'a> Explainer<'a> {
             ms,
             status: Status::TooFew,
             usual_ms: None,
+            usual_up_to_ms: None,
             excess_ms: 0.0,
             usual: None,
             similar: None,
@@ -382,6 +387,7 @@ impl<'a> Explainer<'a> {
         };
         let Some(base) = self.baseline(step) else { return Some(explanation) };
         explanation.usual_ms = Some(base.usual_ms);
+        explanation.usual_up_to_ms = Some(base.up_to_ms);
         explanation.usual = Some(base.usual);
         explanation.similar = base.similar;
         explanation.expected_ms = base.expected_ms;

@@ -55,7 +55,13 @@ impl Spread {
 
     /// How far above the median a value is still usual.
     pub fn margin(&self) -> f64 {
-        (UNUSUAL_DEVIATIONS * DEVIATIONS_IN_MAD * self.mad).max(UNUSUAL_SHARE * self.median).max(LEAST_MS)
+        self.times_margin(1.0)
+    }
+
+    /// The same for so many times the value.
+    pub(super) fn times_margin(&self, factor: f64) -> f64 {
+        let of_one = (UNUSUAL_DEVIATIONS * DEVIATIONS_IN_MAD * self.mad).max(UNUSUAL_SHARE * self.median);
+        (factor * of_one).max(LEAST_MS)
     }
 
     /// The same of counts, which have no clock: by how much more than usual.

@@ -212,6 +212,38 @@ fn with_batches_in_flight_a_step_takes_the_time_between_two_results() {
 }
 
 #[test]
+fn few_prompts_are_not_enough_to_say_what_they_cost() {
+    let mut run = Run::new(1);
+    run.usual(30, Step::usual);
+    for number in 31..=33 {
+        run.step(Step::mixed(number, 512));
+    }
+    // It is longer than decoding, and a prompt is in it; what that costs nobody knows.
+    let (verdicts_of, expected_ms) = run.ask(|_, explainer| {
+        let found = explainer.step(32);
+        (verdicts(&said(&found[0])), found[0].expected_ms)
+    });
+    assert_eq!((verdicts_of, expected_ms), (vec!["unknown"], None));
+}
+
+#[test]
+fn a_prompt_that_takes_longer_than_its_tokens_cost() {
+    // 2,000 tokens of 10 us each are 20 ms: 27 are not, and 21 are.
+    let make = |more: u64| {
+        let mut run = with_prompts(512);
+        let number = run.next();
+        let mut step = Step::mixed(number, 2_000);
+        step.forward[0] += more;
+        run.step(step);
+        of(run, number)
+    };
+    assert_eq!(verdicts(&make(1_000)), ["prefill_mixed_in"]);
+    let said = make(7_000);
+    assert_eq!(verdicts(&said), ["prefill_mixed_in", "other"]);
+    assert!((said.verdicts[1].1 - 7.0).abs() < 0.1, "{said:?}");
+}
+
+#[test]
 fn recompute() {
     let make = |again: bool| {
         let mut run = with_prompts(512);
