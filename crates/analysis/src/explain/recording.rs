@@ -110,6 +110,9 @@ pub struct Stopped {
     pub ms: f32,
     /// The longest, milliseconds.
     pub longest_ms: f32,
+    /// Whether the engine core was stopped, and whether a worker was.
+    pub(super) engine: bool,
+    pub(super) worker: bool,
     /// Log of the process with the longest.
     pub(super) log: u16,
     /// Of a garbage collection its generation, of a warm-up its name in [`Recording::names`].
@@ -274,6 +277,8 @@ struct Pause {
     log: u16,
     what: u32,
     is_garbage: bool,
+    in_engine: bool,
+    in_worker: bool,
 }
 
 /// Pauses that are kept at most until a step ends.
@@ -538,7 +543,9 @@ impl Reader<'_> {
         let Some(engine) = self.context.steps.engine(event.log) else { return };
         // A front end by itself stops no step.
         let log = &self.context.session.logs[event.log];
-        if log.role(Component::EngineCore).is_none() && log.role(Component::Worker).is_none() {
+        let [in_engine, in_worker] =
+            [Component::EngineCore, Component::Worker].map(|component| log.role(component).is_some());
+        if !in_engine && !in_worker {
             return;
         }
         let pauses = &mut self.engines[engine].pauses;
@@ -546,7 +553,15 @@ impl Reader<'_> {
             pauses.pop_front();
         }
         let (start_ns, end_ns) = (event.start_ns, event.end_ns);
-        pauses.push_back(Pause { start_ns, end_ns, log: index(event.log), what, is_garbage });
+        pauses.push_back(Pause {
+            start_ns,
+            end_ns,
+            log: index(event.log),
+            what,
+            is_garbage,
+            in_engine,
+            in_worker,
+        });
     }
 
     /// The engine has taken the results of a step.
@@ -651,6 +666,8 @@ fn stopped(pauses: &VecDeque<Pause>, is_garbage: bool, began_ns: i64, ended_ns: 
     let (mut total_ns, mut longest_ns, mut until_ns) = (0_i64, 0_i64, i64::MIN);
     for (start_ns, end_ns, pause) in inside {
         stopped.count = stopped.count.saturating_add(1);
+        stopped.engine |= pause.in_engine;
+        stopped.worker |= pause.in_worker;
         total_ns = total_ns.saturating_add(end_ns.saturating_sub(start_ns.max(until_ns)).max(0));
         until_ns = until_ns.max(end_ns);
         if end_ns.saturating_sub(start_ns) > longest_ns {

@@ -9,7 +9,7 @@
 //!    what the ones before it left. So all verdicts together never explain more than the excess.
 //! 4. What is left is said to be so, with the part of the step where it lies; **unknown**, if that is more than half of the excess.
 
-use super::recording::{New, Part, Recording, Step};
+use super::recording::{New, Part, Recording, Step, Stopped};
 use super::usual::{AllUsual, LEAST_MS, Usual};
 use crate::steps::Phase;
 
@@ -447,6 +447,17 @@ impl<'a> Explainer<'a> {
             |part: Part| comparable.and_then(|usual| usual.part(part)?.excess(step.part(part)?)).unwrap_or(0.0);
         let forward_ms = if base.similar.is_some() { longer(Part::Forward) } else { 0.0 };
 
+        // By how much the parts of a step were longer that a stopped process can have made so.
+        let stoppable = |stopped: &Stopped| {
+            let Some(similar) = base.similar.filter(|_| !step.is_on_gpu) else { return f64::INFINITY };
+            let parts = Part::ALL.into_iter().filter(|part| match part {
+                Part::BatchPreparation | Part::Forward | Part::Sampling | Part::Bookkeeping => stopped.worker,
+                Part::Other => true,
+                _ => stopped.engine,
+            });
+            let more = |part: Part| Some((step.part(part)? - similar.part(part)?.median).max(0.0));
+            parts.filter_map(more).sum()
+        };
         let warm_up = &step.warm_up;
         if warm_up.count > 0 {
             let verdict = Verdict::WarmUp {
@@ -454,7 +465,7 @@ impl<'a> Explainer<'a> {
                 process: self.recording.worker(warm_up.log).to_owned(),
                 ms: warm_up.ms.into(),
             };
-            add(verdict, left.forward(warm_up.ms.into()));
+            add(verdict, left.forward(f64::from(warm_up.ms).min(stoppable(warm_up))));
         }
         let garbage = &step.garbage;
         if garbage.count > 0 {
@@ -466,7 +477,8 @@ impl<'a> Explainer<'a> {
                 generation: garbage.what,
                 process: self.recording.engine_of_log(garbage.log).to_owned(),
             };
-            add(verdict, left.host((f64::from(garbage.ms) - usual_ms).max(0.0)));
+            let more_ms = (f64::from(garbage.ms) - usual_ms).max(0.0);
+            add(verdict, left.host(more_ms.min(stoppable(garbage))));
         }
         if let Some(what) = step.new.filter(|_| base.similar.is_some()) {
             let first_ms = forward_ms + longer(Part::BatchPreparation) + longer(Part::Sampling);

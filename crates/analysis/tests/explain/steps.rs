@@ -330,6 +330,11 @@ fn a_collection_that_is_short_or_elsewhere_is_not_to_blame() {
         step.pauses = vec![collection(Where::FrontEnd, 30_000)];
     });
     assert_eq!(verdicts(&said), ["unknown"], "the front end's");
+    let said = asked(1, Step::usual, |step| {
+        step.update += 30_000;
+        step.pauses = vec![collection(Where::Worker, 30_000)];
+    });
+    assert_eq!(verdicts(&said), ["unknown"], "the worker's, while the engine took longer");
     let said = asked(1, Step::usual, |step| step.pauses = vec![collection(Where::Worker, 5_000)]);
     assert_eq!(said.status, Status::AsUsual, "it was no longer than others");
 }
