@@ -362,6 +362,11 @@ fn explain_says_why_or_what_there_is() {
     insta::assert_snapshot!(room.transcript(&["explain", requests, "--request", ""]));
     insta::assert_snapshot!(room.transcript(&["explain", requests]));
     insta::assert_snapshot!(room.transcript(&["explain", "--request", "cmpl-twins"]));
+    // Several engines, one of which was started again.
+    let parallel = room.session("parallel");
+    insta::assert_snapshot!(room.transcript(&["explain", parallel.to_str().unwrap(), "--step", "1"]));
+    let explained = room.transcript(&["explain", parallel.to_str().unwrap(), "--step", "40"]);
+    assert!(explained.contains("step 40 of engine_core-0 at"), "{explained}");
     for arguments in [
         &["explain", "--json"][..],
         &["explain", "--json", "--step", "10"],
