@@ -200,8 +200,8 @@ fn work_words(explanation: &Explanation<'_>) -> String {
     if explanation.phase == Phase::Mixed {
         words.push(format!("{} of prompts", grouped(step.prefill_tokens.into())));
     }
-    if step.waiting > 0 {
-        words.push(format!("{} waiting", counted(step.waiting.into(), "request")));
+    if let Some(waiting) = step.waiting.filter(|waiting| *waiting > 0) {
+        words.push(format!("{} waiting", counted(waiting.into(), "request")));
     }
     if let Some(descriptor) = explanation.descriptor {
         words.push(visible(descriptor).into_owned());
@@ -522,7 +522,7 @@ fn step_json(explanation: &Explanation<'_>) -> Value {
         ("num_seqs", Some(step.num_seqs.into())),
         ("num_tokens", Some(step.num_tokens.into())),
         ("prefill_tokens", Some(step.prefill_tokens.into())),
-        ("waiting_queue_len", Some(step.waiting.into())),
+        ("waiting_queue_len", step.waiting.map(Into::into)),
         ("descriptor", explanation.descriptor.map(Into::into)),
         ("preempted_requests", Some(step.preempted.into())),
         ("resumed_requests", Some(step.resumed.into())),

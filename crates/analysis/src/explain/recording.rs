@@ -155,8 +155,8 @@ pub struct Step {
     pub prefill_tokens: u32,
     /// Sequences that have such.
     pub prefill_seqs: u32,
-    /// Requests that wait after the scheduler's call.
-    pub waiting: u32,
+    /// Requests that wait after the scheduler's call; `None` = not known.
+    pub waiting: Option<u32>,
     /// What the batch was dispatched as, in [`Recording::names`]; 0 = not known.
     pub(super) descriptor: u32,
     /// Tokens with padding; 0 = not known.
@@ -200,7 +200,7 @@ impl Step {
             num_tokens: 0,
             prefill_tokens: 0,
             prefill_seqs: 0,
-            waiting: 0,
+            waiting: None,
             descriptor: 0,
             padded_tokens: 0,
             parts: [Time::UNKNOWN; PARTS],
@@ -428,7 +428,9 @@ impl Reader<'_> {
         let engine = &mut self.engines[event.log];
         // A script that calls vLLM does other things between two calls, and nobody says that the engine waits.
         let had_nothing = engine.requests <= 0;
-        engine.requests = i64::from(schedule.running) + i64::from(schedule.waiting);
+        // Where nobody says how many it has, it has some.
+        let has = |requests: Option<u32>| requests.map_or(i64::from(u32::MAX), i64::from);
+        engine.requests = has(schedule.running) + has(schedule.waiting);
         if schedule.num_tokens == 0 && engine.open.iter().all(|step| step.num_tokens == 0) {
             // It was asked, and none of its requests could run: what they wait for is not this engine.
             engine.last_end_ns = engine.last_end_ns.max(Some(event.start_ns));

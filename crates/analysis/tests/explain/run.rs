@@ -238,7 +238,7 @@ impl Run {
             num_tokens: step.tokens,
             prefill_tokens: step.prefill,
             prefill_seqs: step.prefill_seqs,
-            running: step.seqs,
+            running: Some(step.seqs),
             ..Schedule::default()
         };
         let at = now;

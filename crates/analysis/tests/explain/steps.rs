@@ -192,7 +192,7 @@ fn with_batches_in_flight_a_step_takes_the_time_between_two_results() {
         // Made fifteen milliseconds before, while the one before it is still running.
         let made = results - took - 5_000;
         run.engine(made, move |log| {
-            let schedule = Schedule { num_seqs: 8, num_tokens: 8, running: 8, ..Schedule::default() };
+            let schedule = Schedule { num_seqs: 8, num_tokens: 8, running: Some(8), ..Schedule::default() };
             log.schedule(made, number, schedule);
         });
         run.engine(made + 1, move |log| log.span(made - 200, 201, number, "scheduling", (0, 0), ""));
@@ -542,7 +542,9 @@ fn requests_that_cannot_run_wait_for_something_else() {
     // The scheduler is asked again and again, for 80 ms, and has nothing to run until then.
     for _ in 0..8 {
         let (now, number) = (run.now, run.next());
-        run.engine(now, move |log| log.schedule(now, number, Schedule { waiting: 3, ..Schedule::default() }));
+        run.engine(now, move |log| {
+            log.schedule(now, number, Schedule { waiting: Some(3), ..Schedule::default() });
+        });
         run.times.push((now, now));
         run.now += 10_000;
     }
