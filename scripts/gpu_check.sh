@@ -7,6 +7,7 @@
 # MODELS  folder with model folders without weights: llama-8b, qwen3-30b-a3b-8l
 # OUT     folder for results (JSON lines) and logs
 # CHECK   truth-v2 truth-v2-piecewise truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight two-gpus
+#         session (records one, with its raw logs, into OUT)
 #
 # The host has Python with the torch that this vLLM was built for. Our extension module and program must have been built
 # and put into python/profilemate (scripts/stage_native.sh).
@@ -76,6 +77,7 @@ for name in "$@"; do
         ;;
     cost-64-lightweight) PROFILEMATE_TIMING=lightweight check "$name" "${cost[@]}" --batch 64 --pairs "${PAIRS:-28}" ;;
     two-gpus) check "$name" python3 benches/gpu/two_gpus.py "$llama" --json "$results" ;;
+    session) check "$name" python3 benches/gpu/record_session.py "$llama" "$out" ;;
     *) echo "no such check: $name" >&2 && exit 2 ;;
     esac
 done
