@@ -5,7 +5,8 @@
 //! ```
 //! Writes a synthetic session of RECORDS records (default: 10 million; as one API server, one engine core and one
 //! worker would) into a new folder in FOLDER (default: the temporary folder), makes every table of it, prints one JSON
-//! document and removes it again, unless it is to be kept: for `profilemate explain`, say, under `/usr/bin/time -v`. The promise in the specification: 10 million records in at most 10 s and 512 MiB.
+//! document and removes it again, unless it is to be kept: for `profilemate explain`, say, under `/usr/bin/time -v`. The
+//! promise in the specification: 10 million records in at most 10 s and 512 MiB.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for developers that may stop anywhere")]
 

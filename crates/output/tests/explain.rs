@@ -12,9 +12,13 @@ mod life;
 #[path = "../../analysis/tests/explain/run.rs"]
 mod run;
 
+use std::path::Path;
+
 use life::Life;
 use profilemate_analysis::explain::requests::find;
+use profilemate_analysis::explain::{Explainer, Recording};
 use profilemate_output::{explanation, text};
+use profilemate_session::Session;
 use run::{Pause, Run, Step, Where};
 
 const HOSTILE: &str = "=cmd|' /C calc'!A0,\"<script>\n\r\u{1b}[31m\u{202e}evil\u{0}\u{2066}\u{9b}";
@@ -160,4 +164,26 @@ fn a_quiet_session_says_so() {
         let json = explanation::slowest_json(explainer, &[]);
         assert_eq!(json["slow_steps"], 0);
     });
+}
+
+/// The golden sessions, those of real runs among them.
+#[test]
+fn golden_sessions() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../session/tests/golden/v1");
+    for name in ["server", "single_process", "parallel", "gpu", "real_decode", "real_prefill", "real_preempting"] {
+        let session = Session::open(&golden.join(name)).unwrap();
+        let recording = Recording::read(&session).unwrap();
+        let explainer = Explainer::new(&recording);
+        let slowest = explanation::slowest(&explainer, &explainer.slowest(3));
+        assert_fits(&slowest);
+        let step = explanation::steps(&explainer.step(20));
+        assert_fits(&step);
+        insta::assert_snapshot!(format!("golden_{name}"), format!("{slowest}\n{step}"));
+        let requests = find(&session, &explainer, |id| id.starts_with("cmpl-pressed-5-")).unwrap();
+        if name == "real_preempting" {
+            let text = explanation::requests(&requests);
+            assert_fits(&text);
+            insta::assert_snapshot!(format!("golden_{name}_request"), text);
+        }
+    }
 }

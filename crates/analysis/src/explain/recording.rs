@@ -501,6 +501,10 @@ impl Reader<'_> {
                 self.engines[log].idle_until_ns = Some(event.end_ns);
                 return;
             }
+            Name::Iteration => {
+                self.iteration(event, operation.step.unwrap_or(0));
+                return;
+            }
             Name::GarbageCollection => {
                 let generation = event.span().map_or(0, |span| span.value_a);
                 self.pause(event, u32::try_from(generation).unwrap_or(u32::MAX), true);
@@ -564,6 +568,18 @@ impl Reader<'_> {
             in_engine,
             in_worker,
         });
+    }
+
+    /// All that an imported log says of a step.
+    fn iteration(&mut self, event: &Event, number: u64) {
+        let open = &mut self.engines[event.log].open;
+        let Some(at) = open.iter().position(|step| step.number == number) else { return };
+        let Some(mut step) = open.remove(at) else { return };
+        (step.began_ns, step.ended_ns) = (event.start_ns, event.end_ns);
+        step.after_idle = false;
+        if step.num_tokens > 0 {
+            self.steps.push(step);
+        }
     }
 
     /// The engine has taken the results of a step.

@@ -10,7 +10,7 @@
 //! 4. What is left is said to be so, with the part of the step where it lies; **unknown**, if that is more than half of the excess.
 
 use super::recording::{New, Part, Recording, Step, Stopped};
-use super::usual::{AllUsual, LEAST_MS, Usual};
+use super::usual::{AllUsual, LEAST_MS, Usual, size};
 use crate::steps::Phase;
 
 /// Share of the excess that a cause has to explain to be named.
@@ -18,6 +18,9 @@ pub(super) const LEAST_SHARE: f64 = 0.1;
 
 /// Share of the excess that has to be explained, or the step is unknown.
 pub(super) const EXPLAINED_SHARE: f64 = 0.5;
+
+/// Share of the other steps of a kind that may take as long as the first one, for that to be an exception.
+const EXCEPTION_SHARE: f64 = 0.05;
 
 /// Share of the steps of a kind that have to use CUDA graphs more than a step does, for that to be a miss.
 const OTHERS_REPLAY_SHARE: f64 = 0.5;
@@ -480,7 +483,7 @@ impl<'a> Explainer<'a> {
             let more_ms = (f64::from(garbage.ms) - usual_ms).max(0.0);
             add(verdict, left.host(more_ms.min(stoppable(garbage))));
         }
-        if let Some(what) = step.new.filter(|_| base.similar.is_some()) {
+        if let Some(what) = step.new.filter(|_| base.similar.is_some() && self.is_the_exception(step, base)) {
             let first_ms = forward_ms + longer(Part::BatchPreparation) + longer(Part::Sampling);
             let bubble_ms = if step.is_on_gpu { longer(Part::GpuIdle) } else { 0.0 };
             add(Verdict::FirstUse { what }, left.forward(first_ms.max(forward_ms + bubble_ms)));
@@ -522,6 +525,21 @@ impl<'a> Explainer<'a> {
             };
             add(verdict, left.host(bubble_ms));
         }
+    }
+
+    /// Whether nearly no other step of its phase and size took as long.
+    fn is_the_exception(&self, step: &Step, base: &Baseline<'_>) -> bool {
+        let (Some(phase), Some(ms)) = (step.phase(), step.ms()) else { return false };
+        let as_long_ms = f64::midpoint(base.usual_ms, ms);
+        let others = self.recording.steps.iter().filter(|other| {
+            other.phase() == Some(phase)
+                && size(other.num_tokens) == size(step.num_tokens)
+                && (other.log, other.number) != (step.log, step.number)
+        });
+        let (all, as_long) = others.fold((0.0, 0.0), |(all, as_long), other| {
+            (all + 1.0, as_long + f64::from(u8::from(other.ms().is_some_and(|ms| ms >= as_long_ms))))
+        });
+        as_long <= EXCEPTION_SHARE * all
     }
 
     fn graph_miss(&self, step: &Step, similar: &Usual) -> Option<Verdict> {

@@ -404,6 +404,14 @@ fn first_use() {
     assert_eq!(verdicts(&said), ["first_use"]);
     assert_eq!(said.causes[0], Verdict::FirstUse { what: New::Size });
     assert!(said.verdicts[0].1 > 249.0, "{said:?}");
+    // The first, but others take as long now and then.
+    let mut run = Run::new(1);
+    run.usual(30, Step::usual);
+    for number in 31..=45 {
+        let slow = u64::from(number % 7 == 3) * 200_000;
+        run.step(Step { forward: vec![9_000 + slow], ..large(number) });
+    }
+    assert_eq!(verdicts(&of(run, 31)), ["unknown"]);
     // The second of its size.
     assert_eq!(verdicts(&make(32)), ["unknown"]);
     // The first of a descriptor among steps of a size that is known.
