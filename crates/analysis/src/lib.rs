@@ -143,8 +143,8 @@ pub fn analyze<E: From<Error>>(
             if let Some(batch) = &mut batch {
                 batch.see_limits(&event);
             }
-            if cuda_graphs.is_some()
-                && let Some(found) = cuda_graphs::Collector::see_capture(session, &event)
+            if let Some(cuda_graphs) = &mut cuda_graphs
+                && let Some(found) = cuda_graphs.see_capture(session, &event)
             {
                 row(Row::Capture(found))?;
             }
@@ -185,7 +185,7 @@ pub fn analyze<E: From<Error>>(
             if let Some(cuda_graphs) = &mut cuda_graphs
                 && let Some(replay) = cuda_graphs::Replay::of(&found)
             {
-                cuda_graphs.see(&replay);
+                cuda_graphs.see(&replay, found.phase, event.log);
                 row(Row::Replay(replay))?;
             }
         }
