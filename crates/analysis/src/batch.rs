@@ -353,11 +353,7 @@ impl Collector {
                     (what, limited)
                 })
                 .collect(),
-            steps_by_phase: Phase::ALL
-                .into_iter()
-                .zip(self.phase_steps)
-                .filter(|(_, steps)| *steps > 0)
-                .collect(),
+            steps_by_phase: Phase::ALL.into_iter().zip(self.phase_steps).filter(|(_, steps)| *steps > 0).collect(),
             queue: Queue { mean_waiting: self.waiting.value(), ..self.queue },
             overlap: self.overlap,
             largest_tokens: self.largest_tokens,

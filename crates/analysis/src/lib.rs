@@ -16,6 +16,7 @@ pub mod cpu;
 pub mod cuda_graphs;
 pub mod explain;
 pub mod facts;
+pub mod findings;
 pub mod forward;
 pub mod garbage;
 pub mod gpu_clock;
@@ -62,7 +63,7 @@ pub enum Row<'a> {
 }
 
 /// What a session says, apart from its rows.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Answers {
     /// What the processes said of themselves.
     pub facts: Facts,
