@@ -24,6 +24,9 @@ pub const CAPTURE_SEC: f64 = 10.0;
 /// Fewer steps do not show which graphs are never used.
 pub const LEAST_STEPS_FOR_UNUSED: u64 = 1000;
 
+/// With fewer sizes, powers of two leave no room for any other.
+const LEAST_SIZES: usize = 12;
+
 /// Most sizes that are proposed: about as many as vLLM captures by default up to 512 tokens.
 const MOST_SIZES: usize = 64;
 
@@ -192,9 +195,9 @@ impl<'a> Captured<'a> {
         })
     }
 
-    /// At most as many sizes as there are, with hardly more padding than `enough`, if they can.
+    /// At most as many sizes as there are, or a few, with hardly more padding than `enough`, if they can.
     fn fitting(&self, enough: u64) -> Vec<u64> {
-        let most = self.sizes.len().clamp(8, MOST_SIZES);
+        let most = self.sizes.len().clamp(LEAST_SIZES, MOST_SIZES);
         fitting(&self.batches, self.largest, tokens_per_seq(self.graphs.summary), most, enough)
     }
 
@@ -265,6 +268,7 @@ fn wasteful(captured: &Captured<'_>) -> Option<Finding> {
     evidence.push(super::evidence("padding_with_the_proposed_sizes", proposal.padding_pct, "%"));
     evidence.push(count("padding_tokens_saved", once(captured.graphs.summary, proposal.saved), "tokens"));
     evidence.extend(maybe("time_in_graphs_saved", proposal.time_pct, "%"));
+    let number = format!("{} sizes instead of {}", proposal.sizes.len(), captured.sizes.len());
     let (severity, confidence, expect) = match proposal.time_pct {
         Some(percent) => (
             Severity::Warning,
@@ -272,7 +276,7 @@ fn wasteful(captured: &Captured<'_>) -> Option<Finding> {
                 Level::Medium,
                 "padding is counted; the time that it costs is taken from the mean times of graphs of other sizes",
             ),
-            format!("About {percent:.1} % less time in CUDA graphs, with no more graphs than now."),
+            format!("About {percent:.1} % less time in CUDA graphs, with {number}."),
         ),
         None => (
             Severity::Info,
