@@ -166,7 +166,7 @@ fn smaller_budget(answers: &Answers) -> Option<Change> {
 
 /// GPUs that vLLM does not use.
 fn more_gpus(answers: &Answers) -> Option<Change> {
-    let size = |flag| settings::number(&answers.facts, flag);
+    let size = |flag| settings::number(&answers.facts, flag).filter(|size| *size >= 1.0);
     let tensor = size("--tensor-parallel-size")?;
     let used =
         tensor * size("--pipeline-parallel-size").unwrap_or(1.0) * size("--data-parallel-size").unwrap_or(1.0);

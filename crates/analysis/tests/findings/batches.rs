@@ -45,7 +45,7 @@ fn a_budget_that_is_filled_is_no_fault_by_itself() {
     ];
     for (what, parts) in nearly {
         let mut server = Server::new();
-        parts.iter().for_each(|(count, step)| server.steps(*count, *step));
+        server.run(parts);
         assert!(!ids(&server.find()).contains(&"token-budget-exhausted"), "{what}");
     }
 }
@@ -79,7 +79,7 @@ fn a_server_is_not_called_idle_if_it_is_not() {
         ("too few steps", [(100, DECODE), (99, DECODE)]),
     ] {
         let mut server = Server::new();
-        parts.iter().for_each(|(count, step)| server.steps(*count, *step));
+        server.run(&parts);
         assert!(!ids(&server.find()).contains(&"load-below-capacity"), "{what}");
     }
 }

@@ -77,7 +77,7 @@ fn steps_without_graphs_that_need_none_are_no_fault() {
         ("too few decodes", vec![(199, EAGER), (200, PROMPT)]),
     ] {
         let mut server = Server::new();
-        parts.iter().for_each(|(count, step)| server.steps(*count, *step));
+        server.run(&parts);
         assert!(about_graphs(&server).is_empty(), "{what}: {:?}", about_graphs(&server));
     }
     // There are no graphs without a GPU.

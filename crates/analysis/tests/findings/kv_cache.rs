@@ -45,7 +45,7 @@ fn a_full_cache_is_well_used_as_long_as_nobody_waits_for_it() {
         ("too few steps", vec![(199, BLOCKED)]),
     ] {
         let mut server = Server::new();
-        parts.iter().for_each(|(count, step)| server.steps(*count, *step));
+        server.run(&parts);
         assert!(!ids(&server.find()).contains(&"kv-cache-too-small"), "{what}");
     }
 }

@@ -59,7 +59,7 @@ fn a_queue_that_comes_and_goes_is_none() {
     ];
     for (what, parts) in nearly {
         let mut server = Server::new();
-        parts.iter().for_each(|(count, step)| server.steps(*count, *step));
+        server.run(&parts);
         let found = ids(&server.find());
         // 240 steps of 4.1 ms are 0.98 s.
         assert!(!found.iter().any(|id| id.starts_with("queue-") || id.starts_with("max-")), "{what}: {found:?}");

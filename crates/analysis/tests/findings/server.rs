@@ -118,6 +118,13 @@ impl Server {
         (0..count).for_each(|_| self.one_step(step));
     }
 
+    /// Steps of several kinds, one after the other.
+    pub(crate) fn run(&mut self, parts: &[(u64, Step)]) {
+        for (count, step) in parts {
+            self.steps(*count, *step);
+        }
+    }
+
     fn one_step(&mut self, step: Step) {
         self.step += 1;
         let name = if step.limited_by.is_empty() { 0 } else { self.engine.name(step.limited_by) };
