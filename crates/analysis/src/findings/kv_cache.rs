@@ -128,7 +128,11 @@ fn more_room(answers: &Answers) -> Vec<Change> {
     } else if memory.is_none_or(|memory| memory < MOST_MEMORY - 0.005) {
         let value = memory.map(|memory| format!("{:.2}", (memory + 0.05).min(MOST_MEMORY)));
         let change = Change::new("--gpu-memory-utilization", Direction::Raise).from(memory);
-        changes.push(Change { value, ..change }.note("if nothing else uses the GPU's memory"));
+        changes.push(Change { value, ..change }.note(if facts.gpu_name.is_some() {
+            "if nothing else uses the GPU's memory"
+        } else {
+            "a share of the host's memory where vLLM runs on the CPU; older versions have VLLM_CPU_KVCACHE_SPACE"
+        }));
     }
     changes.extend(smaller_budget(answers));
     let is_auto =
@@ -199,13 +203,14 @@ fn sustainable_seqs(answers: &Answers) -> Option<u64> {
 
 /// Fewer requests at once, where those that run take blocks from each other.
 fn fewer_seqs(answers: &Answers) -> Option<Change> {
-    let limits = answers.batch.as_ref()?.limits?;
-    let current = limits.max_num_seqs;
+    let batch = answers.batch.as_ref()?;
+    let current = batch.limits?.max_num_seqs;
     let change = Change::new("--max-num-seqs", Direction::Lower)
         .from(Some(current))
         .note("so many requests of the mean length fit until they end; others wait in the queue instead");
     let seqs = sustainable_seqs(answers)?;
-    (seqs < current).then(|| change.to(seqs))
+    // A limit that no batch reaches changes nothing.
+    (seqs < current && seqs < u64::from(batch.largest_seqs)).then(|| change.to(seqs))
 }
 
 /// The KV cache is too small: requests wait for it, or take it from each other.

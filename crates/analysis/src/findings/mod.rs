@@ -237,7 +237,12 @@ pub struct Findings {
 impl Findings {
     /// Whether something was judged, and nothing of it has to change.
     pub fn is_all_well(&self) -> bool {
-        self.is_anything_judged() && self.findings.iter().all(|finding| finding.severity == Severity::Info)
+        self.is_anything_judged() && self.to_act_on().next().is_none()
+    }
+
+    /// Those that say more than what is good to know.
+    pub fn to_act_on(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.severity > Severity::Info)
     }
 
     /// Whether there was enough to judge anything.

@@ -19,6 +19,7 @@ fn many_preemptions_for_want_of_blocks() {
     let mut server = preempted(11, "kv_cache_full", 1_000);
     server.engine.limits(server.us, 256, 8192);
     server.engine.fact("setting:gpu_memory_utilization", "0.9");
+    server.steps(1, Step { seqs: 96, tokens: 96, ..DECODE });
     let findings = server.find();
     let finding = of(&findings, "kv-cache-too-small");
     assert_eq!(weight(finding), (Severity::Critical, Level::High));
@@ -35,6 +36,12 @@ fn many_preemptions_for_want_of_blocks() {
         ]
     );
     assert_eq!(findings.findings[0].id, "kv-cache-too-small", "what matters most comes first");
+    // A limit that no batch reached would change nothing.
+    let mut server = preempted(11, "kv_cache_full", 1_000);
+    server.engine.limits(server.us, 256, 8192);
+    server.steps(1, Step { seqs: 95, tokens: 95, ..DECODE });
+    let findings = server.find();
+    assert!(changes(of(&findings, "kv-cache-too-small")).iter().all(|change| change.0 != "--max-num-seqs"));
 }
 
 #[test]

@@ -11,12 +11,27 @@ use profilemate_analysis::findings::{Direction, Findings, Severity, find};
 use profilemate_analysis::forward::{Bubble, GpuTime};
 use profilemate_analysis::kv_cache::{self, PoolSummary};
 use profilemate_analysis::requests;
-use profilemate_analysis::statistics::{Distribution, Samples};
+use profilemate_analysis::statistics::{Distribution, Statistics};
 use profilemate_analysis::steps::Phase;
 use profilemate_session::Name;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+
+/// So many times of so many milliseconds; `None` = none.
+fn times(count: u64, ms: f64) -> Option<Statistics> {
+    (count > 0).then_some(Statistics {
+        count,
+        mean_ms: ms,
+        std_ms: 0.0,
+        min_ms: ms,
+        max_ms: ms,
+        p50_ms: ms,
+        p95_ms: ms,
+        p99_ms: ms,
+        total_ms: ms * count as f64,
+    })
+}
 
 fn distribution(count: u64, value: f64) -> Distribution {
     Distribution { count, mean: value, p50: value, p90: value, p95: value, p99: value, max: value }
@@ -167,7 +182,7 @@ fn graphs() -> impl Strategy<Value = cuda_graphs::Summary> {
     let captured = prop::collection::btree_set(1u64..40, 0..30);
     (sizes, captured, 0.0..2.0f64, 1u64..3).prop_map(|(sizes, captured, ms_per_token, workers)| {
         let captured: Vec<u64> = captured.into_iter().map(|size| size * 8).collect();
-        let mut usage: BTreeMap<String, (u64, Samples)> = BTreeMap::new();
+        let mut usage: BTreeMap<String, (u64, f64)> = BTreeMap::new();
         let mut merged: BTreeMap<u32, BatchSize> = BTreeMap::new();
         for (tokens, decode_in_graph, decode_eager, other_in_graph, other_eager) in sizes {
             let fits = captured.iter().find(|size| **size >= u64::from(tokens));
@@ -187,22 +202,21 @@ fn graphs() -> impl Strategy<Value = cuda_graphs::Summary> {
             );
             if let Some(size) = fits.filter(|_| in_graph.0 + in_graph.1 > 0) {
                 let name = format!("FULL num_tokens={size} num_reqs={size} uniform=1");
-                let (count, times) = usage.entry(name).or_default();
+                let (count, ms) = usage.entry(name).or_default();
                 *count += in_graph.0 + in_graph.1;
-                let ns = 1_000_000 + part(*size, ms_per_token * 1e4);
-                (0..in_graph.0 + in_graph.1).for_each(|_| times.push(ns));
+                *ms = 1.0 + ms_per_token * *size as f64 / 100.0;
             }
             usage.entry("NONE".to_owned()).or_default().0 += eager.0 + eager.1;
         }
         cuda_graphs::Summary {
             usage: usage
                 .into_iter()
-                .map(|(descriptor, (count, mut times))| Usage {
+                .map(|(descriptor, (count, ms))| Usage {
                     descriptor,
                     count,
                     real_tokens: count,
                     padding_tokens: 0,
-                    times: times.statistics(),
+                    times: times(count, ms),
                 })
                 .collect(),
             captured: captured
@@ -232,12 +246,10 @@ fn gpu() -> impl Strategy<Value = Vec<GpuTime>> {
 }
 
 fn host() -> impl Strategy<Value = cpu::Summary> {
-    (amount(), 1u64..10_000_000).prop_map(|(count, ns)| {
-        let mut samples = Samples::default();
-        (0..count).for_each(|_| samples.push(ns));
+    (amount(), 0.0..10.0f64).prop_map(|(count, ms)| {
         let operations = [Name::OutputProcessing, Name::Scheduling];
         cpu::Summary {
-            operations: operations.into_iter().filter_map(|name| Some((name, samples.statistics()?))).collect(),
+            operations: operations.into_iter().filter_map(|name| Some((name, times(count, ms)?))).collect(),
         }
     })
 }

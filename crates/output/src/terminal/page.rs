@@ -135,6 +135,27 @@ pub(super) fn shortened(text: &str, room: usize) -> String {
     text.chars().take(head).chain("...".chars()).chain(text.chars().skip(length - tail)).collect()
 }
 
+/// Sentences in lines of at most [`WIDTH`] columns, behind a label and indented like it. A longer word has a line of its own.
+pub(super) fn paragraph(text: &mut String, label: &str, sentences: &str) {
+    let mut current = format!("{label:<13}");
+    let mut length = 0;
+    for word in sentences.split(' ') {
+        let columns = word.chars().count();
+        if length > 0 && 13 + length + 1 + columns > WIDTH {
+            let _ = writeln!(text, "{current}");
+            current = " ".repeat(13);
+            length = 0;
+        }
+        if length > 0 {
+            current.push(' ');
+            length += 1;
+        }
+        current.push_str(word);
+        length += columns;
+    }
+    let _ = writeln!(text, "{current}");
+}
+
 /// A share in percent, or that it is not known.
 pub(super) fn percent(value: Option<f64>) -> String {
     value.map_or("unknown".to_owned(), |value| format!("{value:.1} %"))
@@ -179,6 +200,20 @@ mod tests {
     #[test]
     fn nothing_from_outside_moves_the_cursor() {
         assert_eq!(visible("a\u{1b}[2Jb\r\n"), "a\\u{1b}[2Jb\\r\\n");
+    }
+
+    #[test]
+    fn sentences_wrap_at_80_columns() {
+        let mut text = String::new();
+        paragraph(&mut text, "label", &"word ".repeat(40));
+        paragraph(&mut text, "", &format!("a {} b", "x".repeat(90)));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], format!("label        {}", ["word"; 13].join(" ")));
+        assert!(lines[1].starts_with("             word word"));
+        assert_eq!(
+            &lines[lines.len() - 3..],
+            ["             a", &format!("{:13}{}", "", "x".repeat(90)), "             b"]
+        );
     }
 
     #[test]
