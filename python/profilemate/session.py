@@ -190,8 +190,8 @@ def _note_process() -> None:
         note_hook(spec)
 
 
-#: Settings of vLLM that advice is about, by the part of its configuration that has them. What a version does not have is
-#: left out. The names are those of `vllm/config/`, and of its command line.
+#: Settings of vLLM that advice is about, by the part of its configuration that has them. What a version does not have
+#: is left out. The names are those of `vllm/config/`, and of its command line.
 _SETTINGS = {
     "model_config": ("enforce_eager", "max_model_len"),
     "cache_config": (
@@ -202,7 +202,13 @@ _SETTINGS = {
         "kv_cache_memory_bytes",
         "kv_offloading_size",
     ),
-    "scheduler_config": ("async_scheduling", "policy", "max_num_seqs", "max_num_batched_tokens"),
+    "scheduler_config": (
+        "async_scheduling",
+        "policy",
+        "max_num_seqs",
+        "max_num_active_seqs",
+        "max_num_batched_tokens",
+    ),
     "parallel_config": (
         "tensor_parallel_size",
         "pipeline_parallel_size",

@@ -2,7 +2,7 @@
 
 use super::{
     Change, Confidence, Direction, Evidence, Finding, Found, Level, Severity, Subject, batches, count, evidence,
-    kv_cache, maybe, proof, share,
+    kv_cache, maybe, proof, settings, share,
 };
 use crate::Answers;
 use crate::batch::Summary;
@@ -124,13 +124,18 @@ pub(super) fn judge(answers: &Answers, found: &mut Found) {
 fn max_num_seqs(answers: &Answers, batch: &Summary, cause_pct: f64) -> Finding {
     let limited = batch.limits_met.get("max_num_seqs").copied().unwrap_or_default();
     let peak_pct = kv_cache::highest_peak_pct(answers);
-    let suggested =
-        batch.limits.and_then(|limits| more_seqs(limits.max_num_seqs, limits.max_num_tokens, peak_pct));
+    // Since 0.32 fewer may be active than are in one batch; then that is the limit.
+    let active = settings::number(&answers.facts, "--max-num-active-seqs").filter(|active| *active >= 1.0);
+    let suggested = batch.limits.and_then(|limits| match active {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of sequences")]
+        Some(active) => more_seqs(active as u64, limits.max_num_seqs, peak_pct),
+        None => more_seqs(limits.max_num_seqs, limits.max_num_tokens, peak_pct),
+    });
     let mut numbers = numbers(answers, batch);
     numbers.insert(0, evidence("queued_steps_limited_by_max_num_seqs", cause_pct, "%"));
     numbers.extend(maybe("mean_token_utilization_in_those", limited.mean_token_utilization_pct, "%"));
     numbers.extend(maybe("peak_kv_cache_usage", peak_pct, "%"));
-    let current = batch.limits.map(|limits| limits.max_num_seqs);
+    let current = active.or_else(|| Some(batch.limits?.max_num_seqs as f64));
     let finding = Finding {
         id: "max-num-seqs-too-low",
         subject: Subject::Queue,
@@ -152,7 +157,8 @@ fn max_num_seqs(answers: &Answers, batch: &Summary, cause_pct: f64) -> Finding {
             proof("kv_cache_usage.csv", "usage_pct"),
         ],
     };
-    let change = Change::new("--max-num-seqs", Direction::Raise).from(current);
+    let flag = if active.is_some() { "--max-num-active-seqs" } else { "--max-num-seqs" };
+    let change = Change::new(flag, Direction::Raise).from(current);
     match (peak_pct, suggested) {
         (Some(_), Some(value)) => Finding { changes: vec![change.to(value)], ..finding },
         // It holds about as many as run already: they run as well as they can.
@@ -177,13 +183,13 @@ fn max_num_seqs(answers: &Answers, batch: &Summary, cause_pct: f64) -> Finding {
     }
 }
 
-/// How many requests may run at once, by the room that the KV cache has; `None` when that is hardly more.
-fn more_seqs(current: u64, budget: u64, peak_pct: Option<f64>) -> Option<u64> {
+/// How many requests may run at once, by the room that the KV cache has and up to `most`; `None` when that is hardly more.
+fn more_seqs(current: u64, most: u64, peak_pct: Option<f64>) -> Option<u64> {
     let growth = peak_pct.map_or(MOST_GROWTH, |peak| (KV_ROOM_PCT / peak.max(1.0)).min(MOST_GROWTH));
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most twice a setting")]
     let seqs = (current.min(1 << 20) as f64 * growth) as u64;
-    // vLLM refuses more sequences than tokens.
-    let seqs = seqs.min(budget);
+    // vLLM refuses more sequences than tokens, and more active ones than sequences.
+    let seqs = seqs.min(most);
     let seqs = if seqs >= 16 { seqs / 8 * 8 } else { seqs };
     (seqs as f64 >= current as f64 * LEAST_GROWTH).then_some(seqs)
 }

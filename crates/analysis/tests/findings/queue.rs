@@ -28,6 +28,15 @@ fn requests_that_wait_for_others_to_end_may_run_if_there_is_room_for_them() {
     assert_eq!(number(finding, "mean_token_utilization_in_those"), 100.0 * 8.0 / 2048.0);
     assert_eq!(number(finding, "longest_queue"), 150.0 * 9.1e-3);
 
+    // Since 0.32 another limit may be the lower one.
+    server.engine.fact("setting:max_num_active_seqs", "4");
+    findings = server.find();
+    assert_eq!(
+        changes(of(&findings, "max-num-seqs-too-low")),
+        [("--max-num-active-seqs", Direction::Raise, Some("5"), Some("4"))]
+    );
+    server.engine.fact("setting:max_num_active_seqs", "None");
+
     // What the KV cache holds is not known: less sure, and the value a guess.
     let mut answers = server.answers();
     answers.kv_cache = None;
