@@ -214,6 +214,8 @@ _SETTINGS = {
         "pipeline_parallel_size",
         "data_parallel_size",
         "enable_expert_parallel",
+        "enable_eplb",
+        "numa_bind",
         "_api_process_count",
     ),
     "compilation_config": ("cudagraph_mode", "max_cudagraph_capture_size"),

@@ -77,8 +77,10 @@ pub(super) fn graph_tokens(descriptor: &str) -> Option<u64> {
 }
 
 pub(super) fn judge(answers: &Answers, found: &mut Found) {
+    if answers.facts.gpu_name.is_none() {
+        return found.not_there(Subject::CudaGraphs, "nothing was seen to run on a GPU");
+    }
     let reason = match &answers.cuda_graphs {
-        _ if answers.facts.gpu_name.is_none() => "nothing was seen to run on a GPU".to_owned(),
         None => "cuda_graph_tracking was not on".to_owned(),
         Some(summary) => {
             let graphs = Graphs::of(summary);

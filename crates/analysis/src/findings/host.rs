@@ -38,6 +38,9 @@ pub(super) fn decoding(answers: &Answers) -> Option<Bubble> {
 }
 
 pub(super) fn judge(answers: &Answers, found: &mut Found) {
+    if answers.facts.gpu_name.is_none() {
+        return found.not_there(Subject::Host, "nothing was seen to run on a GPU");
+    }
     if answers.gpu.is_empty() {
         return found.not_judged(Subject::Host, "no step was timed on a GPU, by its events");
     }

@@ -11,10 +11,12 @@
 pub mod batches;
 pub mod capture_sizes;
 pub mod cuda_graphs;
+pub mod garbage;
 pub mod host;
 pub mod kv_cache;
 pub mod preemption;
 pub mod queue;
+pub mod ranks;
 mod settings;
 
 use std::fmt::Display;
@@ -36,12 +38,24 @@ pub enum Subject {
     CudaGraphs,
     /// What the host does between steps.
     Host,
+    /// Pauses of Python's garbage collector.
+    GarbageCollection,
+    /// Workers of one engine against each other.
+    Ranks,
 }
 
 impl Subject {
     /// Every subject.
-    pub const ALL: [Self; 6] =
-        [Self::Batches, Self::Queue, Self::Preemption, Self::KvCache, Self::CudaGraphs, Self::Host];
+    pub const ALL: [Self; 8] = [
+        Self::Batches,
+        Self::Queue,
+        Self::Preemption,
+        Self::KvCache,
+        Self::CudaGraphs,
+        Self::Host,
+        Self::GarbageCollection,
+        Self::Ranks,
+    ];
 
     /// Its name.
     pub fn text(self) -> &'static str {
@@ -52,6 +66,8 @@ impl Subject {
             Self::KvCache => "kv_cache",
             Self::CudaGraphs => "cuda_graphs",
             Self::Host => "host",
+            Self::GarbageCollection => "garbage_collection",
+            Self::Ranks => "ranks",
         }
     }
 }
@@ -223,6 +239,8 @@ pub struct NotJudged {
     pub subject: Subject,
     /// Why not: a clause.
     pub reason: String,
+    /// Whether this server has it at all: with a longer or a fuller recording it could be judged.
+    pub is_there: bool,
 }
 
 /// Everything that was found in a session.
@@ -261,7 +279,12 @@ impl Found {
     }
 
     fn not_judged(&mut self, subject: Subject, reason: impl Into<String>) {
-        self.0.not_judged.push(NotJudged { subject, reason: reason.into() });
+        self.0.not_judged.push(NotJudged { subject, reason: reason.into(), is_there: true });
+    }
+
+    /// This server does not have it.
+    fn not_there(&mut self, subject: Subject, reason: &str) {
+        self.0.not_judged.push(NotJudged { subject, reason: reason.to_owned(), is_there: false });
     }
 
     fn has(&self, id: &str) -> bool {
@@ -283,6 +306,8 @@ pub fn find(answers: &Answers) -> Findings {
     preemption::judge(answers, &mut found);
     cuda_graphs::judge(answers, &mut found);
     host::judge(answers, &mut found);
+    garbage::judge(answers, &mut found);
+    ranks::judge(answers, &mut found);
     // Last: memory is only to spare if nothing else asks for it.
     kv_cache::judge(answers, &mut found);
     let mut findings = found.0;

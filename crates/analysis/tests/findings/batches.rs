@@ -103,6 +103,8 @@ fn what_cannot_be_judged_is_said() {
             (Subject::CudaGraphs, "150 steps, 200 are needed"),
             // Before the first step there was none to be idle since.
             (Subject::Host, "150 steps, 200 are needed"),
+            (Subject::GarbageCollection, "no collection was recorded"),
+            (Subject::Ranks, "no engine has several workers whose passes are known"),
         ]
     );
 }

@@ -8,9 +8,11 @@ mod common;
 
 mod batches;
 mod cuda_graphs;
+mod garbage;
 mod host;
 mod kv_cache;
 mod preemption;
 mod queue;
 mod random;
+mod ranks;
 mod server;

@@ -135,25 +135,25 @@ pub(super) fn shortened(text: &str, room: usize) -> String {
     text.chars().take(head).chain("...".chars()).chain(text.chars().skip(length - tail)).collect()
 }
 
-/// Sentences in lines of at most [`WIDTH`] columns, behind a label and indented like it. A longer word has a line of its own.
-pub(super) fn paragraph(text: &mut String, label: &str, sentences: &str) {
-    let mut current = format!("{label:<13}");
-    let mut length = 0;
+/// Sentences in lines of at most [`WIDTH`] columns, behind a label in this style and indented like it.
+pub(super) fn paragraph(text: &mut String, label: &str, style: Style, sentences: &str) {
+    let room = WIDTH - LABEL_WIDTH;
+    let mut lines: Vec<String> = vec![String::new()];
     for word in sentences.split(' ') {
-        let columns = word.chars().count();
-        if length > 0 && 13 + length + 1 + columns > WIDTH {
-            let _ = writeln!(text, "{current}");
-            current = " ".repeat(13);
-            length = 0;
+        let word = shortened(word, room);
+        match lines.last_mut().filter(|line| line.is_empty() || width(line) + 1 + width(&word) <= room) {
+            Some(line) if line.is_empty() => *line = word,
+            Some(line) => {
+                line.push(' ');
+                line.push_str(&word);
+            }
+            None => lines.push(word),
         }
-        if length > 0 {
-            current.push(' ');
-            length += 1;
-        }
-        current.push_str(word);
-        length += columns;
     }
-    let _ = writeln!(text, "{current}");
+    for (at, line) in lines.iter().enumerate() {
+        let label = format!("{:<LABEL_WIDTH$}", if at == 0 { label } else { "" });
+        let _ = writeln!(text, "{}{line}", styled(style, &label));
+    }
 }
 
 /// A share in percent, or that it is not known.
@@ -205,15 +205,13 @@ mod tests {
     #[test]
     fn sentences_wrap_at_80_columns() {
         let mut text = String::new();
-        paragraph(&mut text, "label", &"word ".repeat(40));
-        paragraph(&mut text, "", &format!("a {} b", "x".repeat(90)));
+        paragraph(&mut text, "label", Style::new(), &["word"; 40].join(" "));
+        paragraph(&mut text, "", Style::new(), &format!("a {} b", "x".repeat(90)));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], format!("label        {}", ["word"; 13].join(" ")));
         assert!(lines[1].starts_with("             word word"));
-        assert_eq!(
-            &lines[lines.len() - 3..],
-            ["             a", &format!("{:13}{}", "", "x".repeat(90)), "             b"]
-        );
+        assert!(lines.iter().all(|line| width(line) <= WIDTH), "{lines:#?}");
+        assert_eq!((lines[lines.len() - 3], lines[lines.len() - 1]), ("             a", "             b"));
     }
 
     #[test]
