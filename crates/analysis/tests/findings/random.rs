@@ -9,7 +9,9 @@ use profilemate_analysis::cuda_graphs::{self, BatchSize, Captured, Usage};
 use profilemate_analysis::facts::Facts;
 use profilemate_analysis::findings::{Direction, Findings, Severity, find};
 use profilemate_analysis::forward::{Bubble, GpuTime};
+use profilemate_analysis::garbage::Garbage;
 use profilemate_analysis::kv_cache::{self, PoolSummary};
+use profilemate_analysis::ranks::{Rank, Skew};
 use profilemate_analysis::requests;
 use profilemate_analysis::statistics::{Distribution, Statistics};
 use profilemate_analysis::steps::Phase;
@@ -254,6 +256,49 @@ fn host() -> impl Strategy<Value = cpu::Summary> {
     })
 }
 
+fn pauses() -> impl Strategy<Value = Vec<Garbage>> {
+    let of = (1u64..100, 0u64..9, 0.0..200.0f64).prop_map(|(young, oldest_count, ms)| Garbage {
+        process: "worker-0".to_owned(),
+        pid: 1,
+        count: young + oldest_count,
+        oldest_count,
+        total_ms: young as f64 * ms / 20.0 + oldest_count as f64 * ms,
+        oldest_total_ms: oldest_count as f64 * ms,
+        max_ms: ms,
+        p99_ms: ms,
+        collected: 1,
+    });
+    prop::collection::vec(of, 0..3)
+}
+
+fn skews() -> impl Strategy<Value = Vec<Skew>> {
+    let rank = (0.0..20.0f64, 0u64..300, 0u64..300, 0.0..4.0f64);
+    let skew = (prop::collection::vec(rank, 0..4), amount(), any::<bool>(), prop::option::of(0.0..40.0f64));
+    let skew = skew.prop_map(|(ranks, steps, are_stages, waiting_pct)| Skew {
+        process: "engine_core-0".to_owned(),
+        pid: 1,
+        steps,
+        are_stages,
+        skew_ms: distribution(steps, 1.0),
+        start_skew_ms: distribution(steps, 1.0),
+        waiting_pct,
+        ranks: ranks
+            .into_iter()
+            .zip(0..)
+            .map(|((mean_forward_ms, slowest, last, mean_late_ms), rank)| Rank {
+                process: format!("worker-{rank}"),
+                rank,
+                pid: rank,
+                mean_forward_ms,
+                slowest_steps: slowest.min(steps),
+                last_steps: last.min(steps),
+                mean_late_ms,
+            })
+            .collect(),
+    });
+    prop::collection::vec(skew, 0..3)
+}
+
 fn answers() -> impl Strategy<Value = Answers> {
     let profilers = (
         prop::option::weighted(0.9, batches()),
@@ -262,14 +307,17 @@ fn answers() -> impl Strategy<Value = Answers> {
         prop::option::weighted(0.9, graphs()),
         prop::option::weighted(0.9, host()),
     );
-    (facts(), profilers, gpu()).prop_map(|(facts, (batch, requests, kv_cache, cuda_graphs, cpu), gpu)| Answers {
+    let more = (gpu(), pauses(), skews());
+    (facts(), profilers, more).prop_map(|(facts, (batch, requests, kv_cache, cuda_graphs, cpu), more)| Answers {
         facts,
+        garbage: more.1,
+        ranks: more.2,
         batch,
         requests,
         kv_cache,
         cuda_graphs,
         cpu,
-        gpu,
+        gpu: more.0,
         ..Answers::default()
     })
 }
@@ -367,6 +415,7 @@ fn random_answers_make_every_rule_fire() {
         "cuda-graph-coverage-low",
         "cuda-graphs-unused",
         "front-end-busy",
+        "garbage-collection-pauses",
         "kv-cache-oversized",
         "kv-cache-too-small",
         "load-below-capacity",
@@ -380,6 +429,8 @@ fn random_answers_make_every_rule_fire() {
         "queue-mixed-causes",
         "queue-structured-output",
         "queue-token-budget",
+        "rank-late",
+        "rank-slow",
         "token-budget-exhausted",
     ];
     let missing: Vec<&str> = expected.into_iter().filter(|id| !seen.contains(id)).collect();
