@@ -89,11 +89,15 @@ const LIMITS: [&str; 8] = [
 
 fn batches() -> impl Strategy<Value = batch::Summary> {
     // One limit as a rule has most of the steps.
-    let shares =
-        (prop::collection::vec(0u64..90, LIMITS.len()), 0..LIMITS.len(), prop_oneof![Just(0u64), 0u64..2000]);
+    let shares = (
+        prop::collection::vec(0u64..90, LIMITS.len()),
+        0..LIMITS.len(),
+        prop_oneof![1 => Just(0u64), 3 => 100u64..2000],
+    );
     let utilization = (0.0..=100.0f64, prop_oneof![0.0..=100.0f64, 94.0..=100.0f64]);
-    let limits = prop::option::of((1u64..600, prop_oneof![1u64..4096, 4096u64..40000]));
-    (shares, utilization, limits, 0.0..=1.0f64, 0u64..4_000_000_000, any::<bool>(), 0.0..=1.0f64).prop_map(
+    let queued = prop_oneof![0.0..=1.0f64, 0.9..=1.0f64];
+    let limits = prop::option::weighted(0.8, (1u64..600, prop_oneof![1u64..4096, 4096u64..40000]));
+    (shares, utilization, limits, queued, 0u64..9_000_000_000, any::<bool>(), 0.0..=1.0f64).prop_map(
         |((mut steps, main, more), (mean, prompts), limits, queued, longest_ns, known, ahead)| {
             steps[main] += more;
             let total: u64 = steps.iter().sum();
