@@ -205,9 +205,9 @@ fn sustainable_seqs(answers: &Answers) -> Option<u64> {
 fn fewer_seqs(answers: &Answers) -> Option<Change> {
     let batch = answers.batch.as_ref()?;
     let current = batch.limits?.max_num_seqs;
-    let change = Change::new("--max-num-seqs", Direction::Lower)
-        .from(Some(current))
-        .note("so many requests of the mean length fit until they end; others wait in the queue instead");
+    let change = Change::new("--max-num-seqs", Direction::Lower).from(Some(current)).note(
+        "so many requests of the mean length fit until they end; batches get smaller, which may cost throughput",
+    );
     let seqs = sustainable_seqs(answers)?;
     // A limit that no batch reaches changes nothing.
     (seqs < current && seqs < u64::from(batch.largest_seqs)).then(|| change.to(seqs))
