@@ -112,4 +112,10 @@ fn a_queue_of_many_causes_has_none() {
     let (cause, share) = cause(&server.answers()).unwrap();
     assert_eq!((cause, share), (Cause::Mixed, 100.0 / 3.0));
     assert_eq!(ids(&server.find()), ["queue-mixed-causes"]);
+    // Half of the steps are enough for a cause.
+    let mut server = Server::new();
+    for limited_by in ["structured_output", "token_budget", "structured_output", "max_num_seqs"] {
+        server.steps(60, Step { limited_by, ..QUEUED });
+    }
+    assert_eq!(ids(&server.find()), ["queue-structured-output"]);
 }
