@@ -2,7 +2,7 @@
 
 use super::{
     Change, Confidence, Direction, Finding, Found, Level, Severity, Subject, count, evidence, kv_cache, maybe,
-    proof, share,
+    proof, queue, share,
 };
 use crate::Answers;
 use crate::batch::Summary;
@@ -145,6 +145,9 @@ fn not_full(batch: &Summary) -> Option<Finding> {
     // Where it is not known what limited batches, the queue says it.
     let known =
         batch.limits_met.get("no_waiting_request").map(|limited| share(limited.steps, batch.total_samples));
+    if known.is_none() && !queue::is_known(batch) {
+        return None;
+    }
     let nobody_pct = known.unwrap_or_else(|| 100.0 - share(batch.queue.steps, batch.total_samples));
     if nobody_pct < NOBODY_WAITS_PCT {
         return None;

@@ -69,7 +69,8 @@ fn by_cause(batch: &Summary) -> [(Cause, u64); 7] {
 pub fn cause(answers: &Answers) -> Option<(Cause, f64)> {
     let batch = batches::enough(answers)?;
     let queue = &batch.queue;
-    let is_persistent = share(queue.steps, batch.total_samples) >= PERSISTENT_PCT
+    let is_persistent = is_known(batch)
+        && share(queue.steps, batch.total_samples) >= PERSISTENT_PCT
         && queue.longest_steps >= LEAST_STEPS_IN_A_ROW
         && queue.longest_ns >= LEAST_STRETCH_NS;
     if !is_persistent {
@@ -83,6 +84,11 @@ pub fn cause(answers: &Answers) -> Option<(Cause, f64)> {
         return Some((Cause::Other, 100.0));
     }
     Some(if share >= CAUSE_PCT { (cause, share) } else { (Cause::Mixed, share) })
+}
+
+/// Whether it is known of nearly all batches if requests waited after them. A log of vLLM says it of none.
+pub(super) fn is_known(batch: &Summary) -> bool {
+    share(batch.queue.known_steps, batch.total_samples) >= 90.0
 }
 
 /// The numbers of a queue.
@@ -106,6 +112,9 @@ pub(super) fn judge(answers: &Answers, found: &mut Found) {
         return found.not_judged(Subject::Queue, reason);
     }
     let Some(batch) = batches::enough(answers) else { return };
+    if !is_known(batch) {
+        return found.not_judged(Subject::Queue, "how many requests waited was not recorded");
+    }
     let Some((cause, cause_pct)) = cause(answers) else { return };
     // The KV cache is the cause, whatever stands before it in the scheduler's order: its finding has this evidence.
     if kv_cache::pressure(answers).is_some() {

@@ -1,9 +1,9 @@
 //! Requests that wait to be started.
 
 use profilemate_analysis::findings::queue::{Cause, cause};
-use profilemate_analysis::findings::{Direction, Level, Severity};
+use profilemate_analysis::findings::{Direction, Level, Severity, Subject};
 
-use crate::server::{DECODE, Server, Step, changes, ids, number, of, weight};
+use crate::server::{DECODE, Server, Step, UNKNOWN, changes, ids, number, of, weight};
 
 /// As many run as may; the KV cache is half full.
 const QUEUED: Step = Step { waiting: 3, limited_by: "max_num_seqs", held: 500, ..DECODE };
@@ -73,6 +73,16 @@ fn a_queue_that_comes_and_goes_is_none() {
         // 240 steps of 4.1 ms are 0.98 s.
         assert!(!found.iter().any(|id| id.starts_with("queue-") || id.starts_with("max-")), "{what}: {found:?}");
     }
+}
+
+#[test]
+fn a_log_that_does_not_say_who_waits_tells_of_no_queue_and_of_none_missing() {
+    let mut server = Server::new();
+    server.steps(250, Step { waiting: UNKNOWN, limited_by: "", ..DECODE });
+    let findings = server.find();
+    assert!(findings.findings.is_empty(), "{findings:#?}");
+    let of_queue = findings.not_judged.iter().find(|of| of.subject == Subject::Queue).unwrap();
+    assert_eq!(of_queue.reason, "how many requests waited was not recorded");
 }
 
 #[test]
