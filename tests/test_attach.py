@@ -114,6 +114,27 @@ def test_by_pythonpath(tmp_path: Path, fake: Path) -> None:
     assert [(p["role"], p["ended"] is not None) for p in found["processes"]] == [("engine_core", True)]
 
 
+def test_settings_are_recorded_as_vllm_has_them(tmp_path: Path, fake: Path) -> None:
+    settings = """
+import enum
+class Mode(enum.Enum): FULL_AND_PIECEWISE = (2, 1)
+class cache_config: gpu_memory_utilization, cache_dtype, num_gpu_blocks_override, block_size = 0.85, "auto", None, 16
+class compilation_config: cudagraph_mode = Mode.FULL_AND_PIECEWISE
+class scheduler_config: async_scheduling, policy = True, object()
+config.cache_config, config.compilation_config, config.scheduler_config = (
+    cache_config, compilation_config, scheduler_config
+)
+"""
+    python(USE.replace("engine = ", settings + "engine = "), tmp_path / "out", SITE, fake)
+    # What is not set, is no plain value, or is no business of findings is not there.
+    assert metadata(tmp_path / "out")["settings"] == {
+        "gpu_memory_utilization": "0.85",
+        "cache_dtype": "auto",
+        "cudagraph_mode": "FULL_AND_PIECEWISE",
+        "async_scheduling": "True",
+    }
+
+
 PLUGIN = "from profilemate.attach import plugin\n"
 
 

@@ -67,6 +67,25 @@ def test_every_summary_is_described() -> None:
         assert f"### {summary}" in text
 
 
+def test_every_finding_is_described() -> None:
+    rules = ROOT / "crates" / "analysis" / "src" / "findings"
+    ids = {
+        match
+        for file in rules.glob("*.rs")
+        for match in re.findall(
+            r'^\s*(?:id: )?"([a-z]+(?:-[a-z]+)+)",$', file.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert len(ids) > 20
+    text = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    headings = " ".join(re.findall(r"^### (.*)$", text, re.MULTILINE))
+    described = {
+        *re.findall(r"[a-z]+(?:-[a-z]+)+", headings),
+        *re.findall(r"^- \*\*([a-z-]+)\*\* \(", text, re.MULTILINE),
+    }
+    assert described == ids
+
+
 def test_every_link_in_the_documents_leads_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import enum
 import gc
 import os
 import sys
@@ -189,10 +190,52 @@ def _note_process() -> None:
         note_hook(spec)
 
 
+#: Settings of vLLM that advice is about, by the part of its configuration that has them. What a version does not have
+#: is left out. The names are those of `vllm/config/`, and of its command line.
+_SETTINGS = {
+    "model_config": ("enforce_eager", "max_model_len"),
+    "cache_config": (
+        "gpu_memory_utilization",
+        "cache_dtype",
+        "enable_prefix_caching",
+        "num_gpu_blocks_override",
+        "kv_cache_memory_bytes",
+        "kv_offloading_size",
+    ),
+    "scheduler_config": (
+        "async_scheduling",
+        "policy",
+        "max_num_seqs",
+        "max_num_active_seqs",
+        "max_num_batched_tokens",
+    ),
+    "parallel_config": (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+        "enable_expert_parallel",
+        "enable_eplb",
+        "numa_bind",
+        "_api_process_count",
+    ),
+    "compilation_config": ("cudagraph_mode", "max_cudagraph_capture_size"),
+    "speculative_config": ("method", "num_speculative_tokens"),
+}
+
+
 def _note_config(vllm_config: Any) -> None:
     model = getattr(getattr(vllm_config, "model_config", None), "model", None)
     if isinstance(model, str):
         _native.fact("model", model)
+    for part, names in _SETTINGS.items():
+        config = getattr(vllm_config, part, None)
+        for name in names:
+            value = getattr(config, name, None)
+            if isinstance(value, enum.Enum):
+                value = value.name
+            # Anything else is not a setting as somebody would write it.
+            if isinstance(value, bool | int | float | str):
+                _native.fact(f"setting:{name.lstrip('_')}", str(value))
 
 
 #: Words in the name of an option whose value is nobody's business.

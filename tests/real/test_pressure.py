@@ -266,6 +266,40 @@ def test_blocks_and_preemptions_limited_batches(run: Run) -> None:
     assert limits["kv_blocks"] > 0
 
 
+def test_the_findings_name_the_cache_and_nothing_against_it(run: Run) -> None:
+    """The numbers are computed again from the tables, and are vLLM's own."""
+    session = run.calm.session
+    found = session.json("findings.json")
+    by_id = {finding["id"]: finding for finding in found["findings"]}
+    finding = by_id["kv-cache-too-small"]
+    assert finding["severity"] == "critical" and found["findings"][0] == finding
+    # Blocks were fixed by hand: the flag that fixed them has to change first.
+    first = finding["changes"][0]
+    assert (first["flag"], first["direction"], first["current"]) == (
+        "--num-gpu-blocks-override",
+        "raise",
+        str(BLOCKS),
+    )
+    evidence = {of["name"]: of["value"] for of in finding["evidence"]}
+    assert evidence["preemptions"] == run.calm.metrics["vllm:num_preemptions_total"]
+    preempted = [int(row["num_preemptions"]) > 0 for row in session.lives]
+    assert evidence["preempted_requests"] == pytest.approx(100 * sum(preempted) / len(preempted))
+    full = [float(row["usage_pct"]) > 90 for row in session.rows("kv_cache_usage.csv")]
+    assert evidence["steps_over_90_pct_usage"] == pytest.approx(100 * sum(full) / len(full))
+    # Nothing is advised that needs more of the cache.
+    raised = {
+        change["flag"]
+        for finding in found["findings"]
+        for change in finding["changes"]
+        if change["direction"] == "raise"
+    }
+    assert not raised & {"--max-num-seqs", "--max-num-batched-tokens"}
+    for finding in found["findings"]:
+        for proof in finding["proof"]:
+            file = session.folder / proof["file"]
+            assert file.exists() and proof["column"] in file.read_text(encoding="utf-8"), proof
+
+
 def test_latencies_are_those_of_vllm(run: Run) -> None:
     """The same definitions, taken at moments that lie a few lines of code apart."""
     theirs, lives = run.calm.metrics, run.calm.session.lives

@@ -122,6 +122,7 @@ SUMMARIES = [
     "preemption_summary.json",
     "kv_cache_summary.json",
     "breakdown.json",
+    "findings.json",
 ]
 
 

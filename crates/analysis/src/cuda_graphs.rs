@@ -1,12 +1,13 @@
 //! CUDA graphs: what was captured, and what each step's batch was dispatched as.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use profilemate_session::{Component, Event, Name, Session};
 
 use crate::forward::Pass;
 use crate::statistics::{Samples, Statistics};
+use crate::steps::Phase;
 
 /// What a batch is dispatched as, taken apart. `None` = the version of vLLM does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,12 +115,47 @@ pub struct Usage {
     pub times: Option<Statistics>,
 }
 
+/// Steps whose batches had the same number of tokens, without padding.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BatchSize {
+    /// Tokens.
+    pub tokens: u32,
+    /// Steps of decodes alone that ran in a graph, whole or in pieces.
+    pub decode_in_graph: u64,
+    /// Steps of decodes alone that ran without.
+    pub decode_eager: u64,
+    /// The other steps that ran in a graph.
+    pub other_in_graph: u64,
+    /// The other steps that ran without.
+    pub other_eager: u64,
+}
+
+/// Graphs that were captured for one descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// The descriptor, as it stands in the log.
+    pub descriptor: String,
+    /// How many, over all workers.
+    pub count: u64,
+    /// How long that took together, nanoseconds.
+    pub duration_ns: u64,
+}
+
 /// Usage by descriptor, the most used first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Summary {
     /// One entry per descriptor.
     pub usage: Vec<Usage>,
+    /// One entry per captured descriptor, in their order as text. Empty where the records are gone.
+    pub captured: Vec<Captured>,
+    /// Steps by the size of their batch, ascending: of at most [`MOST_SIZES`] sizes.
+    pub sizes: Vec<BatchSize>,
+    /// Workers whose steps were counted: each step is counted once for each worker that ran it.
+    pub workers: u64,
 }
+
+/// Most sizes of batches that are told apart. vLLM's token budget rarely allows for more.
+pub const MOST_SIZES: usize = 1 << 15;
 
 impl Summary {
     /// Share of steps that ran in a graph, whole or in pieces, 0-100; `None` without steps.
@@ -152,24 +188,47 @@ struct Counted {
 pub(crate) struct Collector {
     /// By descriptor: as many as there are graphs.
     counted: BTreeMap<String, Counted>,
+    captured: BTreeMap<String, (u64, u64)>,
+    sizes: BTreeMap<u32, BatchSize>,
+    /// Logs of the workers whose steps were counted.
+    workers: BTreeSet<usize>,
 }
 
 impl Collector {
     /// A capture, which is no work for requests.
-    pub(crate) fn see_capture<'a>(session: &'a Session, event: &Event) -> Option<Capture<'a>> {
+    pub(crate) fn see_capture<'a>(&mut self, session: &'a Session, event: &Event) -> Option<Capture<'a>> {
         if event.name != Name::GraphCapture {
             return None;
         }
         let log = &session.logs[event.log];
+        let descriptor = log.head.string(event.span()?.context)?;
+        let (count, duration_ns) = self.captured.entry(descriptor.to_owned()).or_default();
+        *count += 1;
+        *duration_ns = duration_ns.saturating_add(event.duration_ns());
         Some(Capture {
-            descriptor: Descriptor::parse(log.head.string(event.span()?.context)?),
+            descriptor: Descriptor::parse(descriptor),
             start_ns: event.start_ns,
             duration_ns: event.duration_ns(),
             process: log.process(Component::Worker),
         })
     }
 
-    pub(crate) fn see(&mut self, replay: &Replay<'_>) {
+    /// A step of the worker with this log.
+    pub(crate) fn see(&mut self, replay: &Replay<'_>, phase: Option<Phase>, log: usize) {
+        self.workers.insert(log);
+        if let Some(tokens) = replay.real_tokens
+            && (self.sizes.len() < MOST_SIZES || self.sizes.contains_key(&tokens))
+        {
+            let size = self.sizes.entry(tokens).or_insert(BatchSize { tokens, ..BatchSize::default() });
+            // As `Descriptor::is_eager`, without taking it apart in every step.
+            let is_eager = replay.descriptor.split(' ').next() == Some("NONE");
+            *match (phase == Some(Phase::Decode), is_eager) {
+                (true, false) => &mut size.decode_in_graph,
+                (true, true) => &mut size.decode_eager,
+                (false, false) => &mut size.other_in_graph,
+                (false, true) => &mut size.other_eager,
+            } += 1;
+        }
         if !self.counted.contains_key(replay.descriptor) {
             self.counted.insert(replay.descriptor.to_owned(), Counted::default());
         }
@@ -197,7 +256,16 @@ impl Collector {
             .collect();
         // Stable: descriptors that were used as often stay in the order of their names.
         usage.sort_by_key(|usage| Reverse(usage.count));
-        Summary { usage }
+        Summary {
+            usage,
+            captured: self
+                .captured
+                .into_iter()
+                .map(|(descriptor, (count, duration_ns))| Captured { descriptor, count, duration_ns })
+                .collect(),
+            sizes: self.sizes.into_values().collect(),
+            workers: self.workers.len() as u64,
+        }
     }
 }
 
@@ -228,12 +296,17 @@ mod tests {
             process: "worker-0",
         };
         for _ in 0..3 {
-            collector.see(&replay("FULL num_tokens=8", 6, 8));
+            collector.see(&replay("FULL num_tokens=8", 6, 8), Some(Phase::Decode), 0);
         }
-        collector.see(&replay("NONE", 100, 100));
+        collector.see(&replay("NONE", 100, 100), None, 1);
         let summary = collector.finish();
         assert_eq!(summary.coverage_pct(), Some(75.0));
         assert_eq!(summary.usage[0].padding_tokens, 6);
+        let sizes = [
+            BatchSize { tokens: 6, decode_in_graph: 3, ..BatchSize::default() },
+            BatchSize { tokens: 100, other_eager: 1, ..BatchSize::default() },
+        ];
+        assert_eq!((summary.sizes.as_slice(), summary.workers), (sizes.as_slice(), 2));
         assert!((summary.padding_pct().unwrap() - 100.0 * 6.0 / 124.0).abs() < 1e-12);
     }
 }

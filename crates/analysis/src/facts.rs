@@ -76,6 +76,9 @@ pub struct Facts {
     pub timing_mode: Option<String>,
     /// Switches, as they were set: the eight profilers and `cuda_events_enabled`.
     pub flags: Vec<(String, bool)>,
+    /// Settings of vLLM, by the names that it has for them in Python (`gpu_memory_utilization`), as the processes found
+    /// them when they began; by name.
+    pub settings: Vec<(String, String)>,
     /// State of each profiler: `on`, `off`, `could not attach: …`; in the order of [`Profiler::ALL`].
     pub profilers: Vec<(String, String)>,
     /// Whether vLLM tells of evicted KV cache blocks: `on`, or `could not attach: …`.
@@ -111,6 +114,13 @@ impl Facts {
             logs.iter().flat_map(|log| &log.head.facts).filter_map(|(key, _)| key.strip_prefix("hook:")).collect();
         hooks.sort_unstable();
         hooks.dedup();
+        let mut settings: Vec<&str> = logs
+            .iter()
+            .flat_map(|log| &log.head.facts)
+            .filter_map(|(key, _)| key.strip_prefix("setting:"))
+            .collect();
+        settings.sort_unstable();
+        settings.dedup();
         let flags = Profiler::ALL.map(Profiler::text).into_iter().chain(["cuda_events_enabled"]);
         Self {
             source: first("source"),
@@ -134,6 +144,10 @@ impl Facts {
                 .map_or_else(|| first("timing_mode"), |mode| Some(mode.to_owned())),
             flags: flags
                 .filter_map(|flag| Some((flag.to_owned(), first(&format!("flag:{flag}"))? == "1")))
+                .collect(),
+            settings: settings
+                .into_iter()
+                .filter_map(|name| Some((name.to_owned(), first(&format!("setting:{name}"))?)))
                 .collect(),
             profilers: Profiler::ALL
                 .into_iter()

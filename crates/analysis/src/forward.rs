@@ -81,6 +81,34 @@ pub struct GpuTime {
     pub busy_ns: u64,
     /// Between them, nanoseconds.
     pub idle_ns: u64,
+    /// The same of decoding that went on: of steps that, like the step before, held decodes alone. Requests ran all the
+    /// while, so what the GPU waited for there was the host.
+    pub decoding: Bubble,
+}
+
+/// GPU time of steps, and between them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bubble {
+    /// Steps before which the bubble is known.
+    pub steps: u64,
+    /// From the first to the last kernel of those steps, nanoseconds.
+    pub busy_ns: u64,
+    /// Before them, nanoseconds.
+    pub idle_ns: u64,
+}
+
+impl Bubble {
+    /// Share of the time that the GPU waited, 0-100; `None` when no time passed.
+    pub fn idle_pct(&self) -> Option<f64> {
+        let total = self.busy_ns.saturating_add(self.idle_ns);
+        (total > 0).then(|| 100.0 * self.idle_ns as f64 / total as f64)
+    }
+
+    fn add(&mut self, idle_ns: u64, busy_ns: u64) {
+        self.steps += 1;
+        self.idle_ns = self.idle_ns.saturating_add(idle_ns);
+        self.busy_ns = self.busy_ns.saturating_add(busy_ns);
+    }
 }
 
 impl GpuTime {
@@ -150,6 +178,8 @@ struct Worker {
     is_lightweight: bool,
     /// The last step that the GPU's clock gave a row.
     last_on_gpu: Option<u64>,
+    /// Its phase.
+    last_phase: Option<Phase>,
     /// Lightweight: when the tokens of the step before had reached the host; nanoseconds since the session's start.
     free_since_ns: i64,
     gpu: GpuTime,
@@ -160,8 +190,15 @@ impl Collector {
         let workers = session.logs.iter().map(|log| Worker {
             is_lightweight: log.head.fact("timing_mode") == Some("lightweight"),
             last_on_gpu: None,
+            last_phase: None,
             free_since_ns: i64::MIN,
-            gpu: GpuTime { process: log.process(Component::Worker).to_owned(), steps: 0, busy_ns: 0, idle_ns: 0 },
+            gpu: GpuTime {
+                process: log.process(Component::Worker).to_owned(),
+                steps: 0,
+                busy_ns: 0,
+                idle_ns: 0,
+                decoding: Bubble::default(),
+            },
         });
         Self { phases: PhaseTimes::default(), workers: workers.collect() }
     }
@@ -196,6 +233,8 @@ impl Collector {
             return None;
         }
         worker.last_on_gpu = Some(event.record.step);
+        let phase = context.steps.scheduled(event).and_then(Scheduled::phase);
+        let phase_before = std::mem::replace(&mut worker.last_phase, phase);
         // A step that was not found done before its process ended has no GPU time; the host's is another thing.
         let step = context.steps.on_gpu(event).copied().unwrap_or_default();
         if let (Some(idle), Some(busy)) =
@@ -204,6 +243,9 @@ impl Collector {
             worker.gpu.steps += 1;
             worker.gpu.idle_ns = worker.gpu.idle_ns.saturating_add(idle);
             worker.gpu.busy_ns = worker.gpu.busy_ns.saturating_add(busy);
+            if (phase_before, phase) == (Some(Phase::Decode), Some(Phase::Decode)) {
+                worker.gpu.decoding.add(idle, busy);
+            }
         }
         let descriptor = if step.descriptor == 0 { span.map_or(0, |span| span.context) } else { step.descriptor };
         let padded =

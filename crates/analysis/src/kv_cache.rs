@@ -9,6 +9,9 @@ use crate::Context;
 use crate::batch::percent;
 use crate::statistics::{Distribution, Samples};
 
+/// Share in use over which a pool counts as full, percent.
+pub const FULL_PCT: f64 = 90.0;
+
 /// One pool of blocks after a call of the scheduler. `None` = not known.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage<'a> {
@@ -76,6 +79,10 @@ pub struct PoolSummary {
     pub peak_share_pct: Option<f64>,
     /// Mean share in use over the rows, percent.
     pub mean_usage_pct: Option<f64>,
+    /// Rows of the pool: calls of the scheduler.
+    pub rows: u64,
+    /// Those after which more than [`FULL_PCT`] of it was in use.
+    pub full_rows: u64,
     /// Blocks that were given to requests.
     pub allocations: Option<u64>,
     /// Blocks that were given back.
@@ -86,6 +93,8 @@ pub struct PoolSummary {
     pub lifetime: Option<Distribution>,
     /// Idle times of the same, seconds.
     pub idle: Option<Distribution>,
+    /// Of those that were followed, how many the prefix cache had found at least once.
+    pub evicted_reused: u64,
     /// Tokens that the prefix cache was asked for.
     pub prefix_query_tokens: Option<u64>,
     /// Tokens that it found.
@@ -120,6 +129,8 @@ pub struct Summary {
 struct Sums {
     shares: f64,
     rows: u64,
+    full_rows: u64,
+    evicted_reused: u64,
     peak: u64,
     allocations: Option<u64>,
     frees: Option<u64>,
@@ -134,6 +145,8 @@ impl Sums {
     fn take(&mut self, other: &Self) {
         self.shares += other.shares;
         self.rows += other.rows;
+        self.full_rows += other.full_rows;
+        self.evicted_reused += other.evicted_reused;
         for (sum, value) in [
             (&mut self.allocations, other.allocations),
             (&mut self.frees, other.frees),
@@ -158,6 +171,9 @@ impl Sums {
             peak_blocks: has_blocks.then_some(self.peak),
             peak_share_pct: has_shares.then(|| percent(self.peak, total_blocks)).flatten(),
             mean_usage_pct: (self.rows > 0).then(|| self.shares / self.rows as f64),
+            rows: self.rows,
+            full_rows: self.full_rows,
+            evicted_reused: self.evicted_reused,
             allocations: self.allocations,
             frees: self.frees,
             evictions: self.evictions,
@@ -241,7 +257,9 @@ impl Collector {
         pool.total = u64::from(record.total);
         let sums = &mut pool.sums;
         sums.peak = sums.peak.max(u64::from(record.used));
-        sums.shares += percent(u64::from(record.used), u64::from(record.total)).unwrap_or(0.0);
+        let share = percent(u64::from(record.used), u64::from(record.total)).unwrap_or(0.0);
+        sums.shares += share;
+        sums.full_rows += u64::from(share > FULL_PCT);
         sums.rows += 1;
         add(&mut sums.allocations, allocated);
         add(&mut sums.frees, freed);
@@ -275,6 +293,7 @@ impl Collector {
         let sums = &mut self.pools.entry((event.log, event.record.name)).or_default().sums;
         sums.lifetimes.push(lifetime_ns);
         sums.idle_times.push(idle_ns);
+        sums.evicted_reused += u64::from(record.accesses > 0);
         Some(Eviction {
             at_ns: event.start_ns,
             lifetime_ns,

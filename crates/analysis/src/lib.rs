@@ -16,6 +16,7 @@ pub mod cpu;
 pub mod cuda_graphs;
 pub mod explain;
 pub mod facts;
+pub mod findings;
 pub mod forward;
 pub mod garbage;
 pub mod gpu_clock;
@@ -62,7 +63,7 @@ pub enum Row<'a> {
 }
 
 /// What a session says, apart from its rows.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Answers {
     /// What the processes said of themselves.
     pub facts: Facts,
@@ -143,8 +144,8 @@ pub fn analyze<E: From<Error>>(
             if let Some(batch) = &mut batch {
                 batch.see_limits(&event);
             }
-            if cuda_graphs.is_some()
-                && let Some(found) = cuda_graphs::Collector::see_capture(session, &event)
+            if let Some(cuda_graphs) = &mut cuda_graphs
+                && let Some(found) = cuda_graphs.see_capture(session, &event)
             {
                 row(Row::Capture(found))?;
             }
@@ -185,7 +186,7 @@ pub fn analyze<E: From<Error>>(
             if let Some(cuda_graphs) = &mut cuda_graphs
                 && let Some(replay) = cuda_graphs::Replay::of(&found)
             {
-                cuda_graphs.see(&replay);
+                cuda_graphs.see(&replay, found.phase, event.log);
                 row(Row::Replay(replay))?;
             }
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! tables     CSV and JSON files of a session folder; one file per profiler beside metadata
 //! metadata   metadata.json
+//! findings   findings.json
 //! terminal   the summary that a person reads at the end of a run
 //! explanation what `profilemate explain` says
 //! csv        how a cell is written
@@ -13,6 +14,7 @@
 mod csv;
 mod date;
 pub mod explanation;
+mod findings;
 mod metadata;
 mod replace;
 pub mod tables;

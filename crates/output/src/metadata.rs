@@ -74,6 +74,9 @@ pub(crate) fn metadata(session: &Session, answers: &Answers) -> Value {
             tail["counters"][key] = value;
         }
     }
+    if !facts.settings.is_empty() {
+        tail["settings"] = strings(&facts.settings);
+    }
     if let Some(state) = &facts.kv_evictions {
         tail["kv_evictions"] = state.as_str().into();
     }

@@ -165,6 +165,7 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
         answers.requests.as_ref().map(|summary| (requests::SUMMARY, requests::summary(summary))),
         answers.kv_cache.as_ref().map(|summary| (kv_cache::SUMMARY, kv_cache::summary(summary))),
         breakdown::document(answers).map(|document| (breakdown::FILE, document)),
+        Some((crate::findings::FILE, crate::findings::document(answers))),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),
     ]
     .into_iter()

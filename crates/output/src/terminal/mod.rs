@@ -3,6 +3,7 @@
 
 mod batch;
 mod breakdown;
+mod findings;
 mod forward;
 mod gpu;
 mod header;
@@ -31,7 +32,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);
-    // What to change (findings) comes here: after what was measured, before what the measuring cost.
+    findings::section(&mut text, answers);
     profiler::section(&mut text, session, answers);
     if let Some(tables) = tables.filter(|tables| *tables != session.folder) {
         page::line(&mut text, "tables", &format!("{}/*.csv, *.json", visible(&tables.to_string_lossy())));

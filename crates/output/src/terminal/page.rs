@@ -135,6 +135,27 @@ pub(super) fn shortened(text: &str, room: usize) -> String {
     text.chars().take(head).chain("...".chars()).chain(text.chars().skip(length - tail)).collect()
 }
 
+/// Sentences in lines of at most [`WIDTH`] columns, behind a label in this style and indented like it.
+pub(super) fn paragraph(text: &mut String, label: &str, style: Style, sentences: &str) {
+    let room = WIDTH - LABEL_WIDTH;
+    let mut lines: Vec<String> = vec![String::new()];
+    for word in sentences.split(' ') {
+        let word = shortened(word, room);
+        match lines.last_mut().filter(|line| line.is_empty() || width(line) + 1 + width(&word) <= room) {
+            Some(line) if line.is_empty() => *line = word,
+            Some(line) => {
+                line.push(' ');
+                line.push_str(&word);
+            }
+            None => lines.push(word),
+        }
+    }
+    for (at, line) in lines.iter().enumerate() {
+        let label = format!("{:<LABEL_WIDTH$}", if at == 0 { label } else { "" });
+        let _ = writeln!(text, "{}{line}", styled(style, &label));
+    }
+}
+
 /// A share in percent, or that it is not known.
 pub(super) fn percent(value: Option<f64>) -> String {
     value.map_or("unknown".to_owned(), |value| format!("{value:.1} %"))
@@ -179,6 +200,18 @@ mod tests {
     #[test]
     fn nothing_from_outside_moves_the_cursor() {
         assert_eq!(visible("a\u{1b}[2Jb\r\n"), "a\\u{1b}[2Jb\\r\\n");
+    }
+
+    #[test]
+    fn sentences_wrap_at_80_columns() {
+        let mut text = String::new();
+        paragraph(&mut text, "label", Style::new(), &["word"; 40].join(" "));
+        paragraph(&mut text, "", Style::new(), &format!("a {} b", "x".repeat(90)));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], format!("label        {}", ["word"; 13].join(" ")));
+        assert!(lines[1].starts_with("             word word"));
+        assert!(lines.iter().all(|line| width(line) <= WIDTH), "{lines:#?}");
+        assert_eq!((lines[lines.len() - 3], lines[lines.len() - 1]), ("             a", "             b"));
     }
 
     #[test]
