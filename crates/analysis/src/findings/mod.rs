@@ -311,9 +311,11 @@ pub fn find(answers: &Answers) -> Findings {
     // Last: memory is only to spare if nothing else asks for it.
     kv_cache::judge(answers, &mut found);
     let mut findings = found.0;
-    // Stable: what matters as much stays in the order of the rules.
     findings.findings.sort_by_key(|finding| {
-        (std::cmp::Reverse(finding.severity), std::cmp::Reverse(finding.confidence.level), finding.subject)
+        // Of what is good to know, what keeps requests waiting comes before what a cache saved, however sure that is.
+        let is_info = finding.severity == Severity::Info;
+        let level = Some(finding.confidence.level).filter(|_| !is_info);
+        (std::cmp::Reverse(finding.severity), std::cmp::Reverse(level), finding.subject)
     });
     findings.not_judged.sort_by_key(|not_judged| not_judged.subject);
     findings

@@ -55,6 +55,9 @@ fn where_the_kv_cache_has_no_room_more_requests_are_not_advised() {
     let finding = of(&findings, "queue-at-capacity");
     assert_eq!((finding.severity, finding.changes.len()), (Severity::Info, 0));
     assert!(findings.is_all_well());
+    // It comes before what is only good news.
+    server.prefix_cache(20_000, 10_000, 0);
+    assert_eq!(ids(&server.find()), ["queue-at-capacity", "prefix-cache-effect"]);
 }
 
 #[test]
