@@ -43,6 +43,14 @@ pub struct Summary {
     pub operations: Vec<(Name, Statistics)>,
 }
 
+/// Whether spans of this name are operations; the others are told elsewhere.
+pub(crate) fn is_operation(name: Name) -> bool {
+    !matches!(
+        name,
+        Name::Other | Name::WarmUp | Name::Forward | Name::Drafting | Name::OutputReady | Name::GraphCapture
+    )
+}
+
 #[derive(Debug)]
 pub(crate) struct Collector {
     durations: Vec<Samples>,
@@ -62,15 +70,7 @@ impl Collector {
         let step = Some(event.record.step).filter(|step| *step != 0);
         let operation = match (event.name, event.edge) {
             (Name::Forward, Edge::Begin) => self.batch_preparation(context, event)?,
-            (
-                Name::Other
-                | Name::WarmUp
-                | Name::Forward
-                | Name::Drafting
-                | Name::OutputReady
-                | Name::GraphCapture,
-                _,
-            ) => return None,
+            (name, _) if !is_operation(name) => return None,
             (name, _) => {
                 let span = event.span()?;
                 let step = match name {

@@ -10,6 +10,7 @@
 
 pub mod batch;
 pub mod breakdown;
+pub mod compare;
 pub mod cost;
 pub mod counters;
 pub mod cpu;

@@ -55,6 +55,20 @@ pub fn milliseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
 }
 
+/// The value at `fraction` (0-1) of the way from the sample at place 0 of the ascending order to that at place `last`, with
+/// linear interpolation as `numpy.percentile` does it.
+pub(crate) fn interpolated(last: usize, fraction: f64, mut nth: impl FnMut(usize) -> f64) -> f64 {
+    let virtual_index = last as f64 * fraction;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the last index")]
+    let below = (virtual_index.floor() as usize).min(last);
+    let low = nth(below);
+    let high = nth((below + 1).min(last));
+    let weight = virtual_index - below as f64;
+    let difference = high - low;
+    // numpy's _lerp: from the nearer end, so that the result never passes it.
+    if weight >= 0.5 { high - difference * (1.0 - weight) } else { low + difference * weight }
+}
+
 impl Samples {
     /// Adds a sample.
     #[inline]
@@ -101,19 +115,7 @@ impl Samples {
     /// scaled samples.
     pub fn percentile(&mut self, fraction: f64, scale: impl Fn(u64) -> f64) -> Option<f64> {
         let last = self.len().checked_sub(1)?;
-        let virtual_index = last as f64 * fraction;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "between 0 and the last index"
-        )]
-        let below = (virtual_index.floor() as usize).min(last);
-        let low = scale(self.nth(below));
-        let high = scale(self.nth((below + 1).min(last)));
-        let weight = virtual_index - below as f64;
-        let difference = high - low;
-        // numpy's _lerp: from the nearer end, so that the result never passes it.
-        Some(if weight >= 0.5 { high - difference * (1.0 - weight) } else { low + difference * weight })
+        Some(interpolated(last, fraction, |index| scale(self.nth(index))))
     }
 
     /// Mean and percentiles in the unit that `scale` turns nanoseconds into; `None` without samples.

@@ -1,0 +1,98 @@
+//! How often `compare` is wrong, over made-up runs whose truth is known.
+//!
+//! ```text
+//! cargo run --release -p profilemate-analysis --example compare_simulation -- [PAIRS] [STEPS] [SHAPE]
+//! ```
+//! For each shape of run: how often two equal sides differ in any of all metrics, and how often two sides are told apart whose
+//! forward passes differ by 2 %, in the metric `decode.p50`. The promise: at most 5 % of 200, and at least 90 %.
+
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for developers that may stop anywhere")]
+
+#[path = "../tests/simulated/mod.rs"]
+mod simulated;
+
+use std::collections::BTreeMap;
+
+use profilemate_analysis::compare::{Metric, Run, compare};
+use simulated::{Load, Shape, run};
+
+#[derive(Default)]
+struct Found {
+    /// Pairs in which anything was detected.
+    any: usize,
+    /// Pairs in which `decode.p50` was.
+    decode: usize,
+    /// How often each metric was.
+    metrics: BTreeMap<String, usize>,
+    judged: usize,
+    reach: f64,
+    /// Mean half width of the interval of `decode.p50`, percent.
+    half: f64,
+}
+
+fn pairs(shape: &Shape, factor: f64, runs: u64, pairs: u64) -> Found {
+    let mut found = Found::default();
+    let decode_p50 = Metric::parse("decode.p50").unwrap();
+    for pair in 0..pairs {
+        let side = |shape: &Shape, side: u64| -> Vec<Run> {
+            (0..runs).map(|at| run(shape, 1000 * pair + 100 * side + at)).collect()
+        };
+        let candidate = Shape { factor: shape.factor * factor, ..*shape };
+        let comparison = compare(&side(shape, 0), &side(&candidate, 1), &[]);
+        found.any += usize::from(comparison.detected().next().is_some());
+        for difference in comparison.detected() {
+            *found.metrics.entry(difference.metric.name()).or_default() += 1;
+            found.decode += usize::from(difference.metric == decode_p50);
+        }
+        found.judged = comparison.judged;
+        found.reach += comparison.reach / pairs as f64;
+        let decode = comparison.differences.iter().find(|difference| difference.metric == decode_p50).unwrap();
+        let interval = decode.interval.unwrap();
+        found.half += (interval.high - interval.low) / 2.0 / pairs as f64;
+    }
+    found
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let count: u64 = arguments.next().map_or(200, |count| count.parse().unwrap());
+    let steps: usize = arguments.next().map_or(4000, |steps| steps.parse().unwrap());
+    let only: Option<usize> = arguments.next().map(|only| only.parse().unwrap());
+    let plain = Shape { steps, ..Shape::default() };
+    let slower_drift = Shape { drift: 0.006, drift_memory: 0.998, ..plain };
+    let apart = Shape { run_to_run: 0.003, ..plain };
+    println!("{count} pairs of sides, {steps} steps a run\n");
+    println!("runs a side  shape                        A/A fires  2 % found  metrics  reach  interval of decode.p50");
+    let shapes = [
+        (1, "full load", plain),
+        (1, "full load, slower drift", slower_drift),
+        (1, "replayed requests", Shape { load: Load::Replayed, ..plain }),
+        (1, "random requests", Shape { load: Load::Random, ..plain }),
+        (1, "runs differ by 0.3 %", apart),
+        (2, "runs differ by 0.3 %", apart),
+        (3, "runs differ by 0.3 %", apart),
+        (5, "runs differ by 0.3 %", apart),
+        (3, "runs differ by 1 %", Shape { run_to_run: 0.01, ..plain }),
+    ];
+    for (at, (runs, name, shape)) in shapes.into_iter().enumerate() {
+        if only.is_some_and(|only| only != at) {
+            continue;
+        }
+        let same = pairs(&shape, 1.0, runs, count);
+        let slower = pairs(&shape, 1.02, runs, count);
+        println!(
+            "{runs:>11}  {name:<27}{:>9.1} %{:>9.1} %{:>9}{:>7.2}  ± {:.2} %",
+            100.0 * same.any as f64 / count as f64,
+            100.0 * slower.decode as f64 / count as f64,
+            same.judged,
+            same.reach,
+            same.half,
+        );
+        let mut fired: Vec<(&String, &usize)> = same.metrics.iter().collect();
+        fired.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let fired: Vec<String> = fired.iter().take(6).map(|(metric, count)| format!("{metric} {count}")).collect();
+        if !fired.is_empty() {
+            println!("{:>13}fired: {}", "", fired.join(", "));
+        }
+    }
+}
