@@ -13,7 +13,7 @@ mod simulated;
 
 use std::collections::BTreeMap;
 
-use profilemate_analysis::compare::{Metric, Run, compare};
+use profilemate_analysis::compare::{Metric, Options, Run, compare};
 use simulated::{Load, Shape, run};
 
 #[derive(Default)]
@@ -38,7 +38,7 @@ fn pairs(shape: &Shape, factor: f64, runs: u64, pairs: u64) -> Found {
             (0..runs).map(|at| run(shape, 1000 * pair + 100 * side + at)).collect()
         };
         let candidate = Shape { factor: shape.factor * factor, ..*shape };
-        let comparison = compare(&side(shape, 0), &side(&candidate, 1), &[]);
+        let comparison = compare(&side(shape, 0), &side(&candidate, 1), &Options::default());
         found.any += usize::from(comparison.detected().next().is_some());
         for difference in comparison.detected() {
             *found.metrics.entry(difference.metric.name()).or_default() += 1;
@@ -62,7 +62,9 @@ fn main() {
     let slower_drift = Shape { drift: 0.006, drift_memory: 0.998, ..plain };
     let apart = Shape { run_to_run: 0.003, ..plain };
     println!("{count} pairs of sides, {steps} steps a run\n");
-    println!("runs a side  shape                        A/A fires  2 % found  metrics  reach  interval of decode.p50");
+    println!(
+        "runs a side  shape                        A/A fires  2 % found  metrics  reach  interval of decode.p50"
+    );
     let shapes = [
         (1, "full load", plain),
         (1, "full load, slower drift", slower_drift),

@@ -1,8 +1,10 @@
 //! `profilemate`: profiles a launch of vLLM and shows what was recorded. One file per command.
 //!
-//! Exit codes: 0 = done, 1 = failed, 2 = wrong usage; `run` and `doctor` end as their child ended.
+//! Exit codes: 0 = done, 1 = failed, 2 = wrong usage, 3 = done, and a condition of `compare --fail-on` holds; `run` and `doctor`
+//! end as their child ended.
 
 mod collect;
+mod compare;
 mod completions;
 mod doctor;
 mod explain;
@@ -39,6 +41,8 @@ enum Command {
     Import(import::Arguments),
     /// Say why a step or a request took longer than others
     Explain(explain::Arguments),
+    /// Compare the runs of two builds or settings, and say what differs detectably
+    Compare(compare::Arguments),
     /// Print the folder to put on PYTHONPATH, to profile without `run`
     Path,
     /// Show what would attach to the vLLM that is installed here, and what not
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Command::Report(arguments) => report::run(&arguments),
         Command::Import(arguments) => import::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
         Command::Path => path::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Collect(arguments) => collect::run(&arguments),

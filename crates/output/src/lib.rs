@@ -4,6 +4,7 @@
 //! tables     CSV and JSON files of a session folder; one file per profiler beside metadata
 //! metadata   metadata.json
 //! findings   findings.json
+//! comparison what differs between runs, for a terminal and as JSON
 //! terminal   the summary that a person reads at the end of a run
 //! explanation what `profilemate explain` says
 //! csv        how a cell is written
@@ -11,6 +12,7 @@
 //! replace    files that appear whole or not at all
 //! ```
 
+pub mod comparison;
 mod csv;
 mod date;
 pub mod explanation;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use super::Interval;
 use super::bootstrap::NotJudged;
 use super::metric::Metric;
-use super::Interval;
 
 /// A condition on the change of a metric from the base to the candidate.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +88,8 @@ impl Condition {
             Err(ConditionError { position: position(rest), expected: expected.to_owned() })
         };
         let begin = text.trim_start();
-        let end = begin.find(|letter: char| letter.is_whitespace() || "<>=!".contains(letter)).unwrap_or(begin.len());
+        let end =
+            begin.find(|letter: char| letter.is_whitespace() || "<>=!".contains(letter)).unwrap_or(begin.len());
         let (name, rest) = begin.split_at(end);
         let Some(metric) = Metric::parse(name) else {
             let like = like(name);
@@ -117,14 +118,14 @@ impl Condition {
         let expected = if is_points { "pp" } else { "%" };
         match unit.trim_end() {
             found if found == expected => Ok(Self { metric, side, threshold }),
-            "%" if is_points => fail(
-                unit,
-                &format!("`pp`: {name} is a percentage, and its change is told in percentage points"),
-            ),
-            "pp" => fail(unit, &format!("`%`: the change of {name} is told in percent of the base")),
-            found if found.starts_with(expected) => {
-                fail(unit[expected.len()..].trim_start(), "nothing more (give `--fail-on` once for each condition)")
+            "%" if is_points => {
+                fail(unit, &format!("`pp`: {name} is a percentage, and its change is told in percentage points"))
             }
+            "pp" => fail(unit, &format!("`%`: the change of {name} is told in percent of the base")),
+            found if found.starts_with(expected) => fail(
+                unit[expected.len()..].trim_start(),
+                "nothing more (give `--fail-on` once for each condition)",
+            ),
             _ => fail(unit, &format!("`{expected}`")),
         }
     }
@@ -192,7 +193,10 @@ mod tests {
                 "at character 1: expected a metric (decode.tokens_per_sec, decode.mean, decode.p50, decode.p95, \
                  decode.p99; `--list-metrics` lists all)",
             ),
-            ("decodes.p99 > 5%", "at character 1: expected a metric (decode.p99, decode.p95, decode.p50; `--list-metrics` lists all)"),
+            (
+                "decodes.p99 > 5%",
+                "at character 1: expected a metric (decode.p99, decode.p95, decode.p50; `--list-metrics` lists all)",
+            ),
             (" decode.p99", "at character 12: expected `>` or `<`"),
             ("decode.p99 = 5%", "at character 12: expected `>` or `<`"),
             ("decode.p99 >= 5%", "at character 13: expected a number, such as 5 or -2.5"),
@@ -200,10 +204,13 @@ mod tests {
             ("decode.p99 > 1.2.3%", "at character 14: expected a number, such as 5 or -2.5"),
             ("decode.p99 > 5", "at character 15: expected `%`"),
             ("decode.p99 > 5ms", "at character 15: expected `%`"),
-            ("decode.p99 > 5pp", "at character 15: expected `%`: the change of decode.p99 is told in percent of the base"),
+            (
+                "decode.p99 > 5pp",
+                "at character 15: expected `%`: the change of decode.p99 is told in percent of the base",
+            ),
             (
                 "gpu.idle_pct > 5%",
-                "at character 16: expected `pp`: gpu.idle_pct is a percentage, and its change is told in percentage points",
+                "at character 17: expected `pp`: gpu.idle_pct is a percentage, and its change is told in percentage points",
             ),
             (
                 "decode.p99 > 5% or ttft.p50 > 1%",
@@ -216,9 +223,8 @@ mod tests {
 
     #[test]
     fn a_condition_holds_when_the_whole_interval_is_beyond() {
-        let outcome = |text: &str, low, high| {
-            Condition::parse(text).unwrap().outcome(true, Ok(Interval { low, high }))
-        };
+        let outcome =
+            |text: &str, low, high| Condition::parse(text).unwrap().outcome(true, Ok(Interval { low, high }));
         assert_eq!(outcome("decode.p99 > 5%", 5.1, 9.0), Outcome::Holds);
         assert_eq!(outcome("decode.p99 > 5%", 5.0, 9.0), Outcome::Undecided);
         assert_eq!(outcome("decode.p99 > 5%", 1.0, 5.0), Outcome::DoesNotHold);

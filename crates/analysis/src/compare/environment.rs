@@ -8,11 +8,11 @@ use super::run::{Run, Workload};
 use crate::Answers;
 use crate::forward::Timing;
 
-/// Words about a run by what they are about; what is not known is not there.
+/// Words about a run by what they are about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
-    /// In the order in which differences are told.
-    pub facts: Vec<(String, String)>,
+    /// In the order in which differences are told; `None` = not known.
+    pub facts: Vec<(String, Option<String>)>,
     /// Options of the command, such as `--max-num-seqs` and its values; what is no option is under an empty name.
     /// `None` = the command is not known.
     pub options: Option<BTreeMap<String, String>>,
@@ -42,13 +42,14 @@ impl Environment {
             ("timing mode", facts.timing_mode.clone()),
             ("forward passes timed by", timing.map(|timing| timing.text().to_owned())),
         ];
-        let known = said.into_iter().filter_map(|(what, value)| Some((what.to_owned(), value?)));
-        let profilers = facts.profilers.iter().map(|(name, state)| (format!("profiler {name}"), state.clone()));
-        Self { facts: known.chain(profilers).collect(), options: facts.command.as_deref().map(options) }
+        let said = said.into_iter().map(|(what, value)| (what.to_owned(), value));
+        let profilers =
+            facts.profilers.iter().map(|(name, state)| (format!("profiler {name}"), Some(state.clone())));
+        Self { facts: said.chain(profilers).collect(), options: facts.command.as_deref().map(options) }
     }
 
     fn fact(&self, what: &str) -> Option<&str> {
-        self.facts.iter().find(|(found, _)| found == what).map(|(_, value)| value.as_str())
+        self.facts.iter().find(|(found, _)| found == what)?.1.as_deref()
     }
 }
 
@@ -139,7 +140,8 @@ pub(crate) fn mismatches(base: &[Run], candidate: &[Run]) -> Vec<Mismatch> {
     let commands: Vec<_> = all().map(|environment| environment.options.as_ref()).collect();
     if commands.iter().any(Option::is_none) {
         // One command alone cannot be compared option by option.
-        compare("command", &|environment| environment.options.as_ref().map(|_| "known".to_owned()));
+        let known = |environment: &Environment| environment.options.as_ref().map(|_| "known".to_owned());
+        compare("command", &known);
         return found;
     }
     let mut options: Vec<&String> = commands.into_iter().flatten().flat_map(BTreeMap::keys).collect();
@@ -200,7 +202,8 @@ mod tests {
 
     #[test]
     fn options_are_read_as_a_shell_and_vllm_would() {
-        let found = options("vllm serve m --max_num_seqs=4 -O3 --lora-modules a=b 'c d' --seed -1 --flag 'it'\\''s'");
+        let found =
+            options("vllm serve m --max_num_seqs=4 -O3 --lora-modules a=b 'c d' --seed -1 --flag 'it'\\''s'");
         let expected = [
             ("", "vllm serve m"),
             ("--max-num-seqs", "4"),

@@ -2,7 +2,7 @@
 //!
 //! A difference is one of means over runs: of logarithms, or of percentages. Its variance has two parts. Within runs it is that
 //! of the bootstrap. From run to run it is what the figures of runs of one side vary by, pooled over both sides, where a side has
-//! several. That already has the first in it; adding both errs towards "no difference". The degrees of freedom of the sum are
+//! several, or what the asker says that it is. The first is in that already; adding both errs towards "no difference". The degrees of freedom of the sum are
 //! Satterthwaite's ("An approximate distribution of estimates of variance components", 1946).
 //!
 //! Whoever looks at a hundred figures finds five that differ by chance. So all intervals are made to hold together: in each
@@ -19,7 +19,7 @@ use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 use super::bootstrap::{NotJudged, REPLICATES, Within};
 use super::metric::Metric;
 use super::run::{Figure, Run};
-use super::{CONFIDENCE, Interval};
+use super::{CONFIDENCE, Interval, Options};
 
 /// Reach of an interval for one metric alone, where the standard error is exactly known: the 97.5th percentile of the
 /// normal distribution.
@@ -70,7 +70,11 @@ impl<'a> Side<'a> {
 
 /// A figure as it is compared; `None` for the logarithm of 0.
 fn scaled(metric: Metric, figure: &Figure) -> Option<f64> {
-    if metric.is_in_points() { Some(figure.value) } else { Some(figure.value.ln()).filter(|value| value.is_finite()) }
+    if metric.is_in_points() {
+        Some(figure.value)
+    } else {
+        Some(figure.value.ln()).filter(|value| value.is_finite())
+    }
 }
 
 /// A difference as it is compared, in percent or percentage points.
@@ -123,7 +127,7 @@ impl<'a> Pair<'a> {
         all.filter_map(|(_, figure)| figure.within.as_ref().ok()).map(|within| within.block).reduce(f64::max)
     }
 
-    fn error(&self) -> Result<Error<'a>, NotJudged> {
+    fn error(&self, assumed: Option<f64>) -> Result<Error<'a>, NotJudged> {
         if !self.is_everywhere() {
             return Err(NotJudged::TooFewSamples);
         }
@@ -164,6 +168,17 @@ impl<'a> Pair<'a> {
             let part: f64 = between.iter().map(|(_, deviation)| deviation * deviation).sum();
             variance += part;
             uncertainty += part * part / several as f64;
+        } else if let Some(assumed) = assumed {
+            // Of logarithms, a share; of percentages, that share of them.
+            let level = if self.metric.is_in_points() {
+                0.5 * (self.base.value(self.metric).unwrap_or(0.0)
+                    + self.candidate.value(self.metric).unwrap_or(0.0))
+            } else {
+                1.0
+            };
+            let runs = [self.base.figures[0].0, self.base.runs + self.candidate.figures[0].0];
+            between = runs.map(|run| (run, assumed * level)).into();
+            variance += 2.0 * (assumed * level).powi(2);
         }
         let freedom = if uncertainty > 0.0 { (variance * variance / uncertainty).clamp(1.0, MANY) } else { MANY };
         Ok(Error { difference, variance, freedom, base, candidate, between })
@@ -194,12 +209,13 @@ pub(crate) struct Judged {
 }
 
 /// Intervals that hold together with [`CONFIDENCE`].
-pub(crate) fn together(pairs: &[Pair<'_>]) -> Judged {
-    let errors: Vec<Result<Error<'_>, NotJudged>> = pairs.iter().map(Pair::error).collect();
+pub(crate) fn together(pairs: &[Pair<'_>], options: &Options) -> Judged {
+    let errors: Vec<Result<Error<'_>, NotJudged>> =
+        pairs.iter().map(|pair| pair.error(options.run_variation)).collect();
     let known: Vec<&Error<'_>> =
         errors.iter().filter_map(|error| error.as_ref().ok()).filter(|error| error.variance > 0.0).collect();
     let runs = pairs.first().map_or(0, |pair| pair.base.runs + pair.candidate.runs);
-    let reach = reach(&known, runs);
+    let reach = reach(&known, runs, options.seed);
     // How rare it is that a standard normal number lies above it.
     let rare = Normal::standard().sf(reach);
     let intervals: Vec<Result<Interval, NotJudged>> = errors
@@ -223,9 +239,9 @@ pub(crate) fn together(pairs: &[Pair<'_>]) -> Judged {
 }
 
 /// The standard errors within which the metric that is furthest off lies, in [`CONFIDENCE`] of the replicates.
-fn reach(errors: &[&Error<'_>], runs: usize) -> f64 {
-    // What runs have in common in a replicate: any seed will do, but it must be the same for all metrics.
-    let mut random = Pcg64Mcg::seed_from_u64(runs as u64);
+fn reach(errors: &[&Error<'_>], runs: usize, seed: u64) -> f64 {
+    // What a run is off as a whole in a replicate is the same for all metrics.
+    let mut random = Pcg64Mcg::seed_from_u64(seed);
     let mut furthest: Vec<f64> = (0..REPLICATES)
         .map(|replicate| {
             let by_run: Vec<f64> = (0..runs).map(|_| StandardNormal.sample(&mut random)).collect();

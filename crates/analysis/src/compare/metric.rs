@@ -305,7 +305,8 @@ mod tests {
         for metric in &all {
             assert_eq!(Metric::parse(&metric.name()), Some(*metric));
         }
-        for name in ["decode.p99", "ttft.p50", "throughput.tokens_per_sec", "engine_step.mean", "kv.hit_rate_pct"] {
+        for name in ["decode.p99", "ttft.p50", "throughput.tokens_per_sec", "engine_step.mean", "kv.hit_rate_pct"]
+        {
             assert!(Metric::parse(name).is_some(), "{name}");
         }
         for name in ["", "decode", "decode.p98", "forward.p50", "Decode.p50", "warm_up.p50"] {

@@ -139,18 +139,39 @@ impl Comparison {
     }
 }
 
+/// What is asked of a comparison.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Options {
+    /// What the comparison may fail on.
+    pub conditions: Vec<Condition>,
+    /// Standard deviation of what runs as a whole differ by, as a share of a figure. It counts where both sides have one run;
+    /// where they have several, those tell.
+    pub run_variation: Option<f64>,
+    /// What random choices begin with.
+    pub seed: u64,
+}
+
+impl Options {
+    /// The seed of a run, by its place among all runs of the comparison.
+    pub fn seed_of_run(&self, place: usize) -> u64 {
+        // Runs keep seeds of their own, and comparisons with other seeds have none in common with this.
+        self.seed.wrapping_mul(1 << 16).wrapping_add(place as u64)
+    }
+}
+
 /// Compares the runs of a candidate with those of a base. Each side has at least one.
-pub fn compare(base: &[Run], candidate: &[Run], conditions: &[Condition]) -> Comparison {
+pub fn compare(base: &[Run], candidate: &[Run], options: &Options) -> Comparison {
+    let conditions = &options.conditions;
     let metrics: BTreeSet<Metric> =
         base.iter().chain(candidate).flat_map(|run| run.figures.keys().copied()).collect();
     let ordered: Vec<Metric> = Metric::all().into_iter().filter(|metric| metrics.contains(metric)).collect();
     let pairs: Vec<Pair<'_>> = ordered.iter().map(|metric| Pair::new(*metric, base, candidate)).collect();
-    let judged = judge::together(&pairs);
+    let judged = judge::together(&pairs, options);
     let differences: Vec<Difference> =
         pairs.iter().zip(&judged.intervals).map(|(pair, interval)| difference(pair, *interval)).collect();
     let asked: Vec<Pair<'_>> =
         conditions.iter().map(|condition| Pair::new(condition.metric, base, candidate)).collect();
-    let answers = judge::together(&asked);
+    let answers = judge::together(&asked, options);
     let verdicts = conditions
         .iter()
         .zip(&asked)

@@ -87,9 +87,10 @@ impl Bins {
     fn add(&mut self, at_ns: u64, above: f64, below: f64) {
         while at_ns / self.width_ns >= BINS as u64 {
             self.width_ns *= 2;
-            let pairs = self.sums.chunks(2).map(|pair| {
-                pair.iter().fold([0.0; 2], |sum, [above, below]| [sum[0] + above, sum[1] + below])
-            });
+            let pairs = self
+                .sums
+                .chunks(2)
+                .map(|pair| pair.iter().fold([0.0; 2], |sum, [above, below]| [sum[0] + above, sum[1] + below]));
             self.sums = pairs.collect();
         }
         let bin = usize::try_from(at_ns / self.width_ns).unwrap_or(0);
@@ -175,6 +176,9 @@ pub struct Collector {
     /// When the first step began, nanoseconds since the session's start.
     origin_ns: Option<i64>,
     last_ns: i64,
+    /// When a step was scheduled last, and when something left an engine last.
+    scheduled_ns: Option<i64>,
+    output_ns: Option<i64>,
     times: BTreeMap<Times, Durations>,
     ratios: BTreeMap<Metric, Bins>,
     steps: u64,
@@ -214,7 +218,9 @@ impl Collector {
     pub fn see(&mut self, row: &Row<'_>) {
         match row {
             Row::Forward(pass) => self.see_pass(pass),
-            Row::Cpu(operation) => self.time(Times::Cpu(operation.name), operation.start_ns, operation.duration_ns),
+            Row::Cpu(operation) => {
+                self.time(Times::Cpu(operation.name), operation.start_ns, operation.duration_ns)
+            }
             Row::Batch(batch) => self.see_batch(batch),
             Row::Replay(replay) => {
                 let is_eager = crate::cuda_graphs::Descriptor::parse(replay.descriptor).is_eager();
@@ -263,8 +269,12 @@ impl Collector {
         self.decode_steps += u64::from(batch.phase == Phase::Decode);
         self.sequences.add(f64::from(batch.num_seqs));
         self.tokens.add(f64::from(batch.num_tokens));
-        self.ratio(Metric::Rate(Rate::Steps), batch.start_ns, 1.0, 0.0);
-        self.ratio(Metric::Rate(Rate::PromptTokens), batch.start_ns, f64::from(batch.prefill_tokens), 0.0);
+        // Work and the time since the work before go together, so that slices do not cut them apart.
+        let before_ns = self.scheduled_ns.replace(batch.start_ns).unwrap_or(batch.start_ns);
+        let seconds = batch.start_ns.saturating_sub(before_ns).max(0) as f64 / 1e9;
+        self.ratio(Metric::Rate(Rate::Steps), batch.start_ns, 1.0, seconds);
+        let prefill = f64::from(batch.prefill_tokens);
+        self.ratio(Metric::Rate(Rate::PromptTokens), batch.start_ns, prefill, seconds);
         if let Some(limits) = batch.limits {
             let of = |part: u32, limit: u64| if limit > 0 { f64::from(part) / limit as f64 } else { 0.0 };
             let seqs = of(batch.num_seqs, limits.max_num_seqs);
@@ -299,11 +309,13 @@ impl Collector {
         }
     }
 
-    /// Takes what left an engine at this moment: tokens, and requests that ended.
+    /// Takes what left an engine at this moment: tokens, and requests that ended. After the rows, and in order of time.
     pub fn see_outputs(&mut self, at_ns: i64, new_tokens: u64, finished: u64) {
         self.last_ns = self.last_ns.max(at_ns);
-        self.ratio(Metric::Rate(Rate::GeneratedTokens), at_ns, new_tokens as f64, 0.0);
-        self.ratio(Metric::Rate(Rate::Requests), at_ns, finished as f64, 0.0);
+        let before_ns = self.output_ns.replace(at_ns).or(self.origin_ns).unwrap_or(at_ns);
+        let seconds = at_ns.saturating_sub(before_ns).max(0) as f64 / 1e9;
+        self.ratio(Metric::Rate(Rate::GeneratedTokens), at_ns, new_tokens as f64, seconds);
+        self.ratio(Metric::Rate(Rate::Requests), at_ns, finished as f64, seconds);
     }
 
     /// The run, as it is known from its rows. Runs of a comparison have different seeds.
@@ -313,7 +325,6 @@ impl Collector {
         // The greatest power of two that is not greater.
         let slices = 1 << places.ilog2();
         let mut resampler = Resampler::new(slices, seed);
-        let seconds = span_ns as f64 / 1e9;
         let mut figures = BTreeMap::new();
         let mut sketches = BTreeMap::new();
         for (times, durations) in self.times {
@@ -325,13 +336,7 @@ impl Collector {
             sketches.insert(times, sketch(&sorted));
         }
         for (metric, bins) in self.ratios {
-            let mut sums = bins.slices(span_ns, slices);
-            let is_over_all_time = matches!(metric, Metric::Rate(rate) if !matches!(rate, Rate::Forward(_)));
-            if is_over_all_time {
-                for sum in &mut sums {
-                    sum[1] = seconds / slices as f64;
-                }
-            }
+            let sums = bins.slices(span_ns, slices);
             figures.insert(metric, ratio_figure(&mut resampler, metric, &sums, bins.samples));
         }
         if let Some(value) = self.kv_peak_pct {
@@ -339,7 +344,7 @@ impl Collector {
             figures.insert(Metric::Share(Share::KvPeak), figure);
         }
         let workload = Workload {
-            seconds,
+            seconds: span_ns as f64 / 1e9,
             steps: self.steps,
             requests: self.requests,
             sequences_per_step: self.sequences.value(),
@@ -414,14 +419,18 @@ impl Run {
             collector.see(&row);
             Ok(())
         })?;
+        let mut left: Vec<(i64, u64, u64)> = Vec::new();
         for log in session.logs.iter().filter(|log| log.role(Component::EngineCore).is_some()) {
             let mut records = log.records();
             while let Some(record) = records.next_record()? {
                 if let (Payload::Outputs(outputs), Label::Work) = (&record.payload, record.label) {
-                    let at_ns = session.nanoseconds(log, record.ticks);
-                    collector.see_outputs(at_ns, outputs.new_tokens, outputs.finished);
+                    left.push((session.nanoseconds(log, record.ticks), outputs.new_tokens, outputs.finished));
                 }
             }
+        }
+        left.sort_unstable();
+        for (at_ns, new_tokens, finished) in left {
+            collector.see_outputs(at_ns, new_tokens, finished);
         }
         if let Some(peak) = answers.kv_cache.as_ref().and_then(|kv_cache| kv_cache.all.peak_usage_pct()) {
             collector.kv_peak_pct = Some(peak);

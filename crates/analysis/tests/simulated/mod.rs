@@ -127,6 +127,7 @@ pub(crate) fn run(shape: &Shape, seed: u64) -> Run {
     let mut host = Noise::new(0.6, &mut random);
     let hold_up = Pareto::new(0.3, 2.2).unwrap();
     let (mut running, mut waiting): (Vec<Request>, Vec<Request>) = (Vec::new(), Vec::new());
+    let mut outputs = Vec::new();
     let mut now_ms = 0.0;
     let mut next_arrival_ms = 0.0;
     let cpu = |name, start_ms: f64, duration_ms: f64, process| {
@@ -278,7 +279,10 @@ pub(crate) fn run(shape: &Shape, seed: u64) -> Run {
             collector.see(&Row::Lifecycle(lifecycle(request, nanoseconds(now_ms))));
             false
         });
-        collector.see_outputs(nanoseconds(now_ms), sequences as u64, finished);
+        outputs.push((nanoseconds(now_ms), sequences as u64, finished));
+    }
+    for (at_ns, new_tokens, finished) in outputs {
+        collector.see_outputs(at_ns, new_tokens, finished);
     }
     collector.finish(format!("simulated_{seed}"), Environment::default(), seed)
 }
