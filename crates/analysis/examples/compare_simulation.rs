@@ -13,42 +13,47 @@ mod simulated;
 
 use std::collections::BTreeMap;
 
-use profilemate_analysis::compare::{Metric, Options, Run, compare};
+use profilemate_analysis::compare::{Comparison, Metric, Options, Run, compare};
 use simulated::{Load, Shape, run};
 
 #[derive(Default)]
 struct Found {
-    /// Pairs in which anything was detected.
-    any: usize,
-    /// Pairs in which `decode.p50` was.
-    decode: usize,
+    /// Pairs of equal sides in which anything was detected.
+    fired: usize,
     /// How often each metric was.
     metrics: BTreeMap<String, usize>,
     judged: usize,
+    /// Mean reach of intervals, standard errors.
     reach: f64,
     /// Mean half width of the interval of `decode.p50`, percent.
     half: f64,
+    /// Pairs of unequal sides in which `decode.p50` was detected.
+    told_apart: usize,
 }
 
-fn pairs(shape: &Shape, factor: f64, runs: u64, pairs: u64) -> Found {
+fn pairs(shape: &Shape, runs: u64, pairs: u64) -> Found {
     let mut found = Found::default();
     let decode_p50 = Metric::parse("decode.p50").unwrap();
+    let decode = |comparison: &Comparison| {
+        comparison.differences.iter().find(|difference| difference.metric == decode_p50).unwrap().clone()
+    };
+    let slower = Shape { factor: 1.02 * shape.factor, ..*shape };
     for pair in 0..pairs {
         let side = |shape: &Shape, side: u64| -> Vec<Run> {
             (0..runs).map(|at| run(shape, 1000 * pair + 100 * side + at)).collect()
         };
-        let candidate = Shape { factor: shape.factor * factor, ..*shape };
-        let comparison = compare(&side(shape, 0), &side(&candidate, 1), &Options::default());
-        found.any += usize::from(comparison.detected().next().is_some());
-        for difference in comparison.detected() {
+        let base = side(shape, 0);
+        let same = compare(&base, &side(shape, 1), &Options::default());
+        found.fired += usize::from(same.detected().next().is_some());
+        for difference in same.detected() {
             *found.metrics.entry(difference.metric.name()).or_default() += 1;
-            found.decode += usize::from(difference.metric == decode_p50);
         }
-        found.judged = comparison.judged;
-        found.reach += comparison.reach / pairs as f64;
-        let decode = comparison.differences.iter().find(|difference| difference.metric == decode_p50).unwrap();
-        let interval = decode.interval.unwrap();
+        found.judged = same.judged;
+        found.reach += same.reach / pairs as f64;
+        let interval = decode(&same).interval.unwrap();
         found.half += (interval.high - interval.low) / 2.0 / pairs as f64;
+        let changed = compare(&base, &side(&slower, 1), &Options::default());
+        found.told_apart += usize::from(decode(&changed).is_detected);
     }
     found
 }
@@ -80,17 +85,16 @@ fn main() {
         if only.is_some_and(|only| only != at) {
             continue;
         }
-        let same = pairs(&shape, 1.0, runs, count);
-        let slower = pairs(&shape, 1.02, runs, count);
+        let found = pairs(&shape, runs, count);
         println!(
             "{runs:>11}  {name:<27}{:>9.1} %{:>9.1} %{:>9}{:>7.2}  ± {:.2} %",
-            100.0 * same.any as f64 / count as f64,
-            100.0 * slower.decode as f64 / count as f64,
-            same.judged,
-            same.reach,
-            same.half,
+            100.0 * found.fired as f64 / count as f64,
+            100.0 * found.told_apart as f64 / count as f64,
+            found.judged,
+            found.reach,
+            found.half,
         );
-        let mut fired: Vec<(&String, &usize)> = same.metrics.iter().collect();
+        let mut fired: Vec<(&String, &usize)> = found.metrics.iter().collect();
         fired.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         let fired: Vec<String> = fired.iter().take(6).map(|(metric, count)| format!("{metric} {count}")).collect();
         if !fired.is_empty() {

@@ -115,8 +115,10 @@ fn conditions_are_judged_among_themselves() {
     let comparison = compare(&[run(&shape, 1)], &[run(&slower, 2)], &options);
     let outcomes: Vec<Outcome> = comparison.verdicts.iter().map(|verdict| verdict.outcome).collect();
     let extreme = Outcome::NotJudged(NotJudged::Extreme);
-    use Outcome::{DoesNotHold, Holds, Undecided};
-    assert_eq!(outcomes, [Holds, DoesNotHold, Undecided, extreme, DoesNotHold]);
+    assert_eq!(
+        outcomes,
+        [Outcome::Holds, Outcome::DoesNotHold, Outcome::Undecided, extreme, Outcome::DoesNotHold]
+    );
     // Five conditions need less room than all metrics.
     let width = |interval: Interval| interval.high - interval.low;
     let of_table = width(of(&comparison, "decode.p50").interval.unwrap());

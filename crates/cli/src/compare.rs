@@ -16,6 +16,7 @@ use crate::say;
 /// A `--fail-on` condition holds.
 const CONDITION_HOLDS: u8 = 3;
 
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// A session of the base: what is compared with
@@ -27,8 +28,8 @@ pub(crate) struct Arguments {
     /// Another run of the base (repeatable)
     #[arg(long, value_name = "SESSION")]
     base: Vec<PathBuf>,
-    /// End with code 3 if this holds beyond doubt: 'decode.p99 > 5%',
-    /// 'throughput.tokens_per_sec < -3%', 'gpu.idle_pct > 2pp' (repeatable)
+    /// End with code 3 if this holds beyond doubt: `decode.p99 > 5%`,
+    /// `throughput.tokens_per_sec < -3%`, `gpu.idle_pct > 2pp` (repeatable)
     #[arg(long, value_name = "CONDITION", value_parser = condition, allow_hyphen_values = true)]
     fail_on: Vec<Condition>,
     /// End with code 3 also if a --fail-on condition is undecided

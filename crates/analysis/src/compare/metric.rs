@@ -286,11 +286,11 @@ impl Metric {
     pub fn better(self) -> Better {
         match self {
             // How long the engine had no request says nothing of how it works.
-            Self::Time(Times::Cpu(Name::EngineIdle), _) => Better::Neither,
+            Self::Time(Times::Cpu(Name::EngineIdle), _)
+            | Self::Rate(Rate::Steps)
+            | Self::Share(Share::Sequences | Share::Tokens | Share::KvUsage | Share::KvPeak) => Better::Neither,
             Self::Time(..) | Self::Share(Share::GpuIdle | Share::Preempted | Share::GraphPadding) => Better::Lower,
-            Self::Rate(Rate::Steps) => Better::Neither,
             Self::Rate(_) | Self::Share(Share::KvHits | Share::GraphCoverage) => Better::Higher,
-            Self::Share(Share::Sequences | Share::Tokens | Share::KvUsage | Share::KvPeak) => Better::Neither,
         }
     }
 }

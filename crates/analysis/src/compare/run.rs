@@ -219,7 +219,7 @@ impl Collector {
         match row {
             Row::Forward(pass) => self.see_pass(pass),
             Row::Cpu(operation) => {
-                self.time(Times::Cpu(operation.name), operation.start_ns, operation.duration_ns)
+                self.time(Times::Cpu(operation.name), operation.start_ns, operation.duration_ns);
             }
             Row::Batch(batch) => self.see_batch(batch),
             Row::Replay(replay) => {
@@ -368,25 +368,20 @@ impl Collector {
 
 fn time_figure(resampler: &mut Resampler, sorted: &[(u64, u16)], statistic: Statistic) -> Figure {
     let samples = sorted.len() as u64;
-    match statistic.fraction() {
-        Some(fraction) => Figure {
-            value: exact_percentile(sorted, fraction),
-            samples,
-            within: resampler.percentile(sorted, fraction),
-        },
-        None => {
-            let mut sums = vec![[0.0; 2]; resampler.slices()];
-            for (nanoseconds, slice) in sorted {
-                sums[usize::from(*slice)][0] += *nanoseconds as f64;
-                sums[usize::from(*slice)][1] += 1.0;
-            }
-            let sum: u128 = sorted.iter().map(|(nanoseconds, _)| u128::from(*nanoseconds)).sum();
-            Figure {
-                value: sum as f64 / samples as f64 / 1e6,
-                samples,
-                within: resampler.ratio(&sums, samples, Scale::Logarithm),
-            }
-        }
+    if let Some(fraction) = statistic.fraction() {
+        let within = resampler.percentile(sorted, fraction);
+        return Figure { value: exact_percentile(sorted, fraction), samples, within };
+    }
+    let mut sums = vec![[0.0; 2]; resampler.slices()];
+    for (nanoseconds, slice) in sorted {
+        sums[usize::from(*slice)][0] += *nanoseconds as f64;
+        sums[usize::from(*slice)][1] += 1.0;
+    }
+    let sum: u128 = sorted.iter().map(|(nanoseconds, _)| u128::from(*nanoseconds)).sum();
+    Figure {
+        value: sum as f64 / samples as f64 / 1e6,
+        samples,
+        within: resampler.ratio(&sums, samples, Scale::Logarithm),
     }
 }
 
