@@ -1,13 +1,12 @@
 //! `profilemate compare`: what changed from some runs to others, and what of that is more than chance.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
 use profilemate_analysis::compare::condition::{Condition, ConditionError, Outcome};
 use profilemate_analysis::compare::{Options, Run, compare};
-use profilemate_output::comparison::{self, Compared, Look};
+use profilemate_output::comparison::{self, Compared};
 use profilemate_output::text::json;
 use profilemate_session::Session;
 
@@ -78,14 +77,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let candidate = runs("candidate", &candidate, base.len(), &options)?;
     let result = compare(&base, &candidate, &options);
     let compared = Compared { base: &base, candidate: &candidate, options: &options, comparison: &result };
-    let text = if arguments.json {
-        json(&comparison::document(&compared))
+    if arguments.json {
+        say::result(&json(&comparison::document(&compared)))?;
     } else {
-        let colour =
-            std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-        comparison::terminal(&compared, Look { all: arguments.all, colour })
-    };
-    say::result(&text)?;
+        say::styled(&comparison::terminal(&compared, arguments.all))?;
+    }
     let outcomes = || result.verdicts.iter().map(|verdict| verdict.outcome);
     let fails = |outcome: Outcome| match outcome {
         Outcome::Holds => true,

@@ -108,6 +108,7 @@ fn help() {
         "import",
         "import vllm-log",
         "explain",
+        "compare",
         "path",
         "doctor",
         "collect",

@@ -287,10 +287,13 @@ fn metrics_are_listed() {
 }
 
 #[test]
-fn colours_are_for_terminals() {
+fn nothing_that_a_client_or_a_user_wrote_reaches_the_terminal_as_it_is() {
     let room = Room::new();
     let base = room.made("base", &Server { steps: 300, ..Server::default() });
-    let slower = room.made("slower", &Server { seed: 2, steps: 300, decode_us: 2000, ..Server::default() });
-    let (_, stdout, _) = room.compare(&[&base, &slower]);
-    assert!(stdout.contains("Worse") && !stdout.contains('\u{1b}'), "{stdout}");
+    let other =
+        Server { seed: 2, steps: 300, decode_us: 2000, command: "vllm serve \u{1b}[2J", ..Server::default() };
+    let (_, stdout, _) = room.compare(&[&base, &room.made("slower\u{1b}[31m", &other)]);
+    assert!(stdout.contains("Worse") && stdout.contains("\\u{1b}[2J"), "{stdout}");
+    // Colours are for terminals.
+    assert!(!stdout.contains('\u{1b}'), "{stdout}");
 }

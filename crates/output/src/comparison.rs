@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use anstyle::{AnsiColor, Style};
+use anstyle::{AnsiColor, Color, Style};
 use profilemate_analysis::compare::condition::Outcome;
 use profilemate_analysis::compare::{
     Better, CONFIDENCE, Comparison, Difference, LEAST_SAMPLES, LEAST_TAIL_SAMPLES, LOAD_DIFFERS_PCT, Metric,
@@ -12,7 +12,7 @@ use profilemate_analysis::compare::{
 use serde_json::{Value, json};
 
 use crate::tables::{number, object};
-use crate::terminal::{WIDTH, duration, grouped};
+use crate::terminal::page::{WIDTH, duration, grouped, styled};
 use crate::text::visible;
 
 /// What is to be shown.
@@ -26,15 +26,6 @@ pub struct Compared<'a> {
     pub options: &'a Options,
     /// What came out.
     pub comparison: &'a Comparison,
-}
-
-/// How it is shown.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Look {
-    /// Every metric, not only those that differ and those that everybody asks for.
-    pub all: bool,
-    /// With the colours of a terminal.
-    pub colour: bool,
 }
 
 /// Shown even where nothing differs.
@@ -114,7 +105,7 @@ fn value(value: f64) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown without its fraction")]
     match value.abs() {
         size if size >= 1e9 => format!("{value:.2e}"),
-        size if size >= 1000.0 => grouped(value.round() as u64),
+        size if size >= 999.95 => grouped(value.round() as u64),
         size if size >= 100.0 => format!("{value:.1}"),
         size if size >= 1.0 || size == 0.0 => format!("{value:.3}"),
         _ => format!("{value:.4}"),
@@ -137,12 +128,13 @@ fn unit_of_change(metric: Metric) -> &'static str {
     if metric.is_in_points() { "pp" } else { "%" }
 }
 
-/// The text, 80 columns wide but for names that are longer.
-pub fn terminal(compared: &Compared<'_>, look: Look) -> String {
+/// The text, 80 columns wide but for names that are longer, with styles that whoever prints it takes out where there is no
+/// terminal. `all`: every metric, not only those that differ and those that everybody asks for.
+pub fn terminal(compared: &Compared<'_>, all: bool) -> String {
     let mut text = String::new();
     let comparison = compared.comparison;
     sides(&mut text, compared);
-    warnings(&mut text, compared, look);
+    warnings(&mut text, compared);
     let mut words: BTreeMap<&'static str, Vec<&Difference>> = BTreeMap::new();
     for difference in &comparison.differences {
         words.entry(Word::of(difference).text()).or_default().push(difference);
@@ -156,21 +148,21 @@ pub fn terminal(compared: &Compared<'_>, look: Look) -> String {
         of(Word::Changed).len(),
     ));
     for word in [Word::Worse, Word::Better, Word::Changed] {
-        section(&mut text, word, of(word), look);
+        section(&mut text, word, of(word));
     }
     let none = of(Word::None);
     let usual: Vec<&Difference> = none
         .iter()
-        .filter(|difference| look.all || USUAL.contains(&difference.metric.name().as_str()))
+        .filter(|difference| all || USUAL.contains(&difference.metric.name().as_str()))
         .copied()
         .collect();
-    section(&mut text, Word::None, &usual, look);
+    section(&mut text, Word::None, &usual);
     if none.len() > usual.len() {
         let _ = writeln!(text, "  and {} more (--all)", none.len() - usual.len());
     }
-    not_judged(&mut text, of(Word::NotJudged), look);
+    not_judged(&mut text, of(Word::NotJudged), all);
     effects(&mut text, comparison);
-    verdicts(&mut text, comparison, look);
+    verdicts(&mut text, comparison);
     method(&mut text, compared);
     text
 }
@@ -206,18 +198,12 @@ fn headline(judged: usize, worse: usize, better: usize, changed: usize) -> Strin
     format!("{found} of {judged} figures {verb} detectably: {}.\n", parts.collect::<Vec<_>>().join(", "))
 }
 
-/// A text in a colour.
-fn painted(text: &str, colour: Option<AnsiColor>, look: Look) -> String {
-    match colour.filter(|_| look.colour) {
-        Some(colour) => {
-            let style = Style::new().bold().fg_color(Some(colour.into()));
-            format!("{style}{text}{style:#}")
-        }
-        None => text.to_owned(),
-    }
+/// A text that somebody should see first.
+fn painted(text: &str, colour: Option<AnsiColor>) -> String {
+    styled(Style::new().bold().fg_color(colour.map(Color::Ansi)), text)
 }
 
-fn section(text: &mut String, word: Word, differences: &[&Difference], look: Look) {
+fn section(text: &mut String, word: Word, differences: &[&Difference]) {
     if differences.is_empty() {
         return;
     }
@@ -225,7 +211,7 @@ fn section(text: &mut String, word: Word, differences: &[&Difference], look: Loo
     let _ = writeln!(
         text,
         "\n{}{:>10}{:>11}{:>9}{}",
-        painted(&title, word.colour(), look),
+        painted(&title, word.colour()),
         "base",
         "candidate",
         "change",
@@ -271,13 +257,13 @@ fn filled(text: &mut String, words: &str, [indent, hanging]: [usize; 2]) {
     let _ = writeln!(text, "{line}");
 }
 
-fn warnings(text: &mut String, compared: &Compared<'_>, look: Look) {
+fn warnings(text: &mut String, compared: &Compared<'_>) {
     let comparison = compared.comparison;
     let warning = |text: &mut String, words: &str| {
         let mut lines = String::new();
         filled(&mut lines, &format!("warning: {words}"), [0, 2]);
         let rest = lines.strip_prefix("warning").unwrap_or(&lines);
-        let _ = write!(text, "\n{}{rest}", painted("warning", Some(AnsiColor::Yellow), look));
+        let _ = write!(text, "\n{}{rest}", painted("warning", Some(AnsiColor::Yellow)));
     };
     if !comparison.mismatches.is_empty() {
         warning(text, "not all runs were made alike:");
@@ -322,17 +308,17 @@ fn warnings(text: &mut String, compared: &Compared<'_>, look: Look) {
 }
 
 /// Figures without an interval, in a table; why there is none, if all are shown.
-fn not_judged(text: &mut String, differences: &[&Difference], look: Look) {
+fn not_judged(text: &mut String, differences: &[&Difference], all: bool) {
     let shown: Vec<&Difference> = differences
         .iter()
         .filter(|difference| {
             let is_both = difference.base.is_some() && difference.candidate.is_some();
-            look.all || is_both && USUAL.contains(&difference.metric.name().as_str())
+            all || is_both && USUAL.contains(&difference.metric.name().as_str())
         })
         .copied()
         .collect();
-    if !look.all {
-        section(text, Word::NotJudged, &shown, look);
+    if !all {
+        section(text, Word::NotJudged, &shown);
         let more = differences.len() - shown.len();
         if more > 0 {
             let lead = if shown.is_empty() { "\n" } else { "  and " };
@@ -354,7 +340,7 @@ fn not_judged(text: &mut String, differences: &[&Difference], look: Look) {
         }
     }
     for (reason, differences) in reasons {
-        section(text, Word::NotJudged, &differences, look);
+        section(text, Word::NotJudged, &differences);
         filled(text, &format!("({reason})"), [2, 3]);
     }
 }
@@ -395,7 +381,7 @@ fn outcome(verdict: &Verdict) -> (&'static str, String) {
     }
 }
 
-fn verdicts(text: &mut String, comparison: &Comparison, look: Look) {
+fn verdicts(text: &mut String, comparison: &Comparison) {
     if comparison.verdicts.is_empty() {
         return;
     }
@@ -410,7 +396,7 @@ fn verdicts(text: &mut String, comparison: &Comparison, look: Look) {
         let comma = if reason.is_empty() { "" } else { ", " };
         let mut lines = String::new();
         filled(&mut lines, &format!("{}: {word}{comma}{reason}", verdict.condition), [2, 4]);
-        text.push_str(&lines.replacen(word, &painted(word, colour, look), 1));
+        text.push_str(&lines.replacen(word, &painted(word, colour), 1));
     }
 }
 

@@ -35,6 +35,9 @@ pub const LEAST_TAIL_SAMPLES: f64 = 10.0;
 /// Fewest blocks that have something to say about a figure.
 pub(crate) const LEAST_TELLING_BLOCKS: usize = 6;
 
+/// Degrees of freedom at which Student's distribution is the normal one.
+pub(crate) const MANY: f64 = 1e6;
+
 /// Values of a percentile that replicates are looked up in.
 const GRID: usize = 129;
 
@@ -92,6 +95,8 @@ struct Blocks {
     variance: f64,
     /// What the deviations of replicates are multiplied by to have it.
     widening: f64,
+    /// Degrees of freedom of the variance, if all blocks have something to say.
+    freedom: f64,
 }
 
 /// The replicates of one run.
@@ -142,7 +147,8 @@ impl Resampler {
     /// Blocks for a figure to which the slices contribute so much (more or less than their share, 0 in sum).
     fn blocks(&self, contributions: &[f64]) -> Blocks {
         let slices = self.slices;
-        let mut best = Blocks { length: (slices / BLOCKS[1]).max(1), variance: 0.0, widening: 1.0 };
+        let shortest = (slices / BLOCKS[1]).max(1);
+        let mut best = Blocks { length: shortest, variance: 0.0, widening: 1.0, freedom: MANY };
         let mut of_half = None;
         for length in self.lengths() {
             let mut window: f64 = contributions[..length].iter().sum();
@@ -154,20 +160,18 @@ impl Resampler {
             let plain = squares / length as f64;
             let corrected = plain * correction(length, slices);
             // What blocks cut apart is missing, in inverse proportion to their length: so much as doubling it brought.
-            let variance = of_half.map_or(corrected, |half: f64| corrected.max(2.0 * corrected - half));
+            let extended = of_half.map_or(0.0, |half: f64| 2.0 * corrected - half);
             of_half = Some(corrected);
+            let variance = corrected.max(extended);
             if variance > best.variance {
-                best = Blocks { length, variance, widening: (variance / plain).sqrt() };
+                // Overlapping blocks tell half as much again as separate ones (Meketon and Schmeiser). Extended, their variance
+                // varies twice as much: the squares under the lag windows are 2/3 and 4/3 of the length.
+                let told = if extended > corrected { 0.75 } else { 1.5 };
+                let freedom = told * (slices as f64 / length as f64 - 1.0);
+                best = Blocks { length, variance, widening: (variance / plain).sqrt(), freedom };
             }
         }
         best
-    }
-
-    /// Degrees of freedom of a variance under blocks of this length, of which so many have something to say.
-    fn freedom(&self, length: usize, telling: usize) -> f64 {
-        // Overlapping blocks tell half as much again as separate ones (Meketon and Schmeiser).
-        let blocks = 1.5 * (self.slices as f64 / length as f64 - 1.0);
-        blocks.min(telling as f64 - 1.0).max(1.0)
     }
 
     fn within(&self, blocks: &Blocks, telling: usize, deviations: impl Iterator<Item = f64>) -> Within {
@@ -180,7 +184,7 @@ impl Resampler {
         Within {
             deviations,
             variance,
-            freedom: self.freedom(blocks.length, telling),
+            freedom: blocks.freedom.min(telling as f64 - 1.0).max(1.0),
             block: blocks.length as f64 / self.slices as f64,
         }
     }

@@ -16,7 +16,7 @@ use rand_distr::{Distribution, StandardNormal};
 use rand_pcg::Pcg64Mcg;
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
-use super::bootstrap::{NotJudged, REPLICATES, Within};
+use super::bootstrap::{MANY, NotJudged, REPLICATES, Within};
 use super::metric::Metric;
 use super::run::{Figure, Run};
 use super::{CONFIDENCE, Interval, Options};
@@ -24,9 +24,6 @@ use super::{CONFIDENCE, Interval, Options};
 /// Reach of an interval for one metric alone, where the standard error is exactly known: the 97.5th percentile of the
 /// normal distribution.
 const LEAST_REACH: f64 = 1.959_963_984_540_054;
-
-/// Degrees of freedom at which Student's distribution is the normal one.
-const MANY: f64 = 1e6;
 
 /// The runs of a side that have a metric.
 #[derive(Debug)]

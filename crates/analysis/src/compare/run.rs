@@ -99,7 +99,6 @@ impl Bins {
         }
         self.sums[bin][0] += above;
         self.sums[bin][1] += below;
-        self.samples += 1;
     }
 
     fn slices(&self, span_ns: u64, slices: usize) -> Vec<[f64; 2]> {
@@ -205,7 +204,9 @@ impl Collector {
 
     fn ratio(&mut self, metric: Metric, at_ns: i64, above: f64, below: f64) {
         let at_ns = self.since_origin(at_ns);
-        self.ratios.entry(metric).or_default().add(at_ns, above, below);
+        let bins = self.ratios.entry(metric).or_default();
+        bins.add(at_ns, above, below);
+        bins.samples += 1;
     }
 
     fn share(&mut self, share: Share, at_ns: i64, part: f64, whole: f64) {
@@ -243,7 +244,7 @@ impl Collector {
                     self.share(Share::KvHits, usage.at_ns, f64::from(hits), f64::from(queries));
                 }
             }
-            Row::Capture(_) | Row::RequestEvent(_) | Row::KvEviction(_) => {}
+            Row::Capture(_) | Row::RequestEvent(_) | Row::KvEviction(_) | Row::Step(_) => {}
         }
     }
 
@@ -319,8 +320,15 @@ impl Collector {
     }
 
     /// The run, as it is known from its rows. Runs of a comparison have different seeds.
-    pub fn finish(self, name: String, environment: Environment, seed: u64) -> Run {
+    pub fn finish(mut self, name: String, environment: Environment, seed: u64) -> Run {
         let span_ns = self.since_origin(self.last_ns).max(1);
+        // Time after the last step belongs to it.
+        let rest_ns = self.last_ns.saturating_sub(self.scheduled_ns.unwrap_or(self.last_ns));
+        for rate in [Rate::Steps, Rate::PromptTokens] {
+            if let Some(bins) = self.ratios.get_mut(&Metric::Rate(rate)) {
+                bins.add(span_ns, 0.0, rest_ns.max(0) as f64 / 1e9);
+            }
+        }
         let places = usize::try_from(span_ns / PLACE_NS).unwrap_or(usize::MAX).clamp(1, SLICES);
         // The greatest power of two that is not greater.
         let slices = 1 << places.ilog2();
@@ -463,7 +471,7 @@ mod tests {
         }
         let sums = bins.slices(999 * 999 * 1_000_000, 512);
         let [above, below] = sums.iter().fold([0.0; 2], |sum, slice| [sum[0] + slice[0], sum[1] + slice[1]]);
-        assert_eq!((above, below, bins.samples, bins.sums.len() <= BINS), (1000.0, 2000.0, 1000, true));
+        assert_eq!((above, below, bins.sums.len() <= BINS), (1000.0, 2000.0, true));
         // The k-th lies k² of the way: the first slice has those up to the root of 1/512.
         assert!((sums[0][0] - 44.0).abs() <= 2.0, "{}", sums[0][0]);
     }

@@ -301,6 +301,8 @@ fn lifecycle(request: &Request, finished_ns: i64) -> Lifecycle<'static> {
         resumed_ns: None,
         first_token_ns: request.first_ns,
         finished_ns: Some(finished_ns),
+        left_engine_ns: None,
+        delay_before_first_token_ns: Some(0),
         preemption_delay_ns: Some(0),
         prompt_tokens: Some(request.prompt),
         cached_tokens: Some(request.cached),

@@ -8,7 +8,7 @@ use anstyle::{AnsiColor, Color, Style};
 use crate::text::visible;
 
 /// Columns of a terminal that everybody has.
-pub(super) const WIDTH: usize = 80;
+pub(crate) const WIDTH: usize = 80;
 
 /// Rows of a terminal that everybody has, less the one of the prompt behind the report.
 const ROWS: usize = 39;
@@ -41,7 +41,7 @@ pub(crate) fn grouped(value: u64) -> String {
     text
 }
 
-pub(super) fn duration(nanoseconds: u64) -> String {
+pub(crate) fn duration(nanoseconds: u64) -> String {
     let seconds = nanoseconds as f64 / 1e9;
     if seconds < 60.0 {
         return format!("{seconds:.1} s");
@@ -65,7 +65,7 @@ pub(super) const WARNING: Style = Style::new().fg_color(Some(Color::Ansi(AnsiCol
 pub(super) const LABEL_WIDTH: usize = 13;
 
 /// A text in a style. Whoever prints it takes styles out where there is no terminal for them.
-pub(super) fn styled(style: Style, text: &str) -> String {
+pub(crate) fn styled(style: Style, text: &str) -> String {
     if text.trim_end().is_empty() { text.to_owned() } else { format!("{style}{text}{style:#}") }
 }
 
