@@ -173,13 +173,10 @@ fn sides(text: &mut String, compared: &Compared<'_>) {
             let label = if at == 0 { side } else { "" };
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a duration")]
             let nanoseconds = (run.workload.seconds * 1e9) as u64;
-            let (steps, requests) = (grouped(run.workload.steps), grouped(run.workload.requests));
-            let _ = writeln!(
-                text,
-                "{label:<13}{}: {}, {steps} steps, {requests} requests",
-                visible(&run.name),
-                duration(nanoseconds)
-            );
+            let counts = [(run.workload.steps, "steps"), (run.workload.requests, "requests")];
+            let known = counts.into_iter().filter_map(|(count, of)| Some(format!(", {} {of}", grouped(count?))));
+            let counts: String = known.collect();
+            let _ = writeln!(text, "{label:<13}{}: {}{counts}", visible(&run.name), duration(nanoseconds));
         }
     }
 }
@@ -483,8 +480,8 @@ fn run(run: &Run) -> Value {
     object([
         ("session", Some(run.name.clone().into())),
         ("duration_sec", number(seconds)),
-        ("engine_steps", Some(steps.into())),
-        ("requests", Some(requests.into())),
+        ("engine_steps", steps.map(Value::from)),
+        ("requests", requests.map(Value::from)),
         ("sequences_per_step", maybe(sequences_per_step)),
         ("tokens_per_step", maybe(tokens_per_step)),
         ("decode_steps_pct", maybe(decode_steps_pct)),

@@ -51,9 +51,9 @@ pub struct Workload {
     /// From its first step to its last, seconds.
     pub seconds: f64,
     /// Engine steps.
-    pub steps: u64,
+    pub steps: Option<u64>,
     /// Requests that were seen.
-    pub requests: u64,
+    pub requests: Option<u64>,
     /// Mean sequences of a step.
     pub sequences_per_step: Option<f64>,
     /// Mean tokens of a step.
@@ -353,8 +353,8 @@ impl Collector {
         }
         let workload = Workload {
             seconds: span_ns as f64 / 1e9,
-            steps: self.steps,
-            requests: self.requests,
+            steps: Some(self.steps).filter(|steps| *steps > 0),
+            requests: Some(self.requests).filter(|requests| *requests > 0),
             sequences_per_step: self.sequences.value(),
             tokens_per_step: self.tokens.value(),
             decode_steps_pct: crate::batch::percent(self.decode_steps, self.steps),
@@ -439,7 +439,10 @@ impl Run {
             collector.kv_peak_pct = Some(peak);
         }
         let environment = Environment::of(session, &answers, timing);
-        let run = collector.finish(session.id(), environment, seed);
+        let mut run = collector.finish(session.id(), environment, seed);
+        // None is a number where somebody would have seen some.
+        run.workload.steps = run.workload.steps.or(answers.batch.as_ref().map(|_| 0));
+        run.workload.requests = run.workload.requests.or(answers.requests.as_ref().map(|_| 0));
         Ok(Self {
             records_lost: session.records_lost(),
             records_damaged: session.records_damaged(),
