@@ -59,8 +59,8 @@ fn several_runs_tell_what_runs_differ_by() {
     let alone = plain(&runs(&shape, 1, 10), &runs(&shape, 1, 20));
     let one = of(&alone, "decode.p50").interval.unwrap();
     assert!(one.high - one.low < 0.5 * (high - low), "one run does not know it");
-    // Whoever knows it may say so.
-    let options = Options { run_variation: Some(0.03), ..Options::default() };
+    // Whoever knows better may say so.
+    let options = Options { run_variation: 0.03, ..Options::default() };
     let told = compare(&runs(&shape, 1, 10), &runs(&shape, 1, 20), &options);
     let told = of(&told, "decode.p50").interval.unwrap();
     assert!(told.high - told.low > 3.0 * (one.high - one.low), "{told:?} {one:?}");

@@ -34,10 +34,10 @@ pub(crate) struct Arguments {
     /// End with code 3 also if a --fail-on condition is undecided
     #[arg(long, requires = "fail_on")]
     strict: bool,
-    /// How much runs vary of themselves, if you know: the standard deviation in
-    /// percent. It counts where there is one run on each side
-    #[arg(long, value_name = "PERCENT", value_parser = percent)]
-    run_variation: Option<f64>,
+    /// How much runs vary of themselves: the standard deviation in percent. It
+    /// counts where there is one run on each side; several tell it
+    #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "0.3")]
+    run_variation: f64,
     /// What random choices begin with: the same seed, the same result
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
@@ -68,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let options = Options {
         conditions: arguments.fail_on.clone(),
-        run_variation: arguments.run_variation.map(|percent| percent / 100.0),
+        run_variation: arguments.run_variation / 100.0,
         seed: arguments.seed,
     };
     let base: Vec<&Path> = arguments.first.iter().chain(&arguments.base).map(PathBuf::as_path).collect();

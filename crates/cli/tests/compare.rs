@@ -64,7 +64,7 @@ impl Server {
                 num_tokens: sequences + prefill,
                 prefill_tokens: prefill,
                 prefill_seqs: u32::from(prefill > 0),
-                running: sequences,
+                running: Some(sequences),
                 ..Schedule::default()
             };
             let forward = self.decode_us + noise % 60 + 30 * u64::from(prefill);

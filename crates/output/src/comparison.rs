@@ -410,16 +410,12 @@ fn method(text: &mut String, compared: &Compared<'_>) {
         ),
         [0, 0],
     );
-    let words = match (comparison.knows_runs, options.run_variation) {
-        (true, _) => String::new(),
-        (_, Some(variation)) => {
-            format!("One run on each side; runs are taken to vary by {} % (--run-variation).", 100.0 * variation)
-        }
-        _ => "One run on each side: how much runs vary of themselves is not known and not in the intervals, so a \
-              small difference may be one of these two runs only. Several runs on each side would tell (--base)."
-            .to_owned(),
-    };
-    if !words.is_empty() {
+    if !comparison.knows_runs {
+        let variation = 100.0 * options.run_variation;
+        let words = format!(
+            "One run on each side does not tell how much runs vary of themselves. They are taken to vary by {variation} % \
+             (standard deviation; --run-variation). Several runs on each side would tell (--base)."
+        );
         filled(text, &words, [0, 0]);
     }
 }
@@ -454,7 +450,7 @@ pub fn document(compared: &Compared<'_>) -> Value {
             ("judged_metrics", Some(comparison.judged.into())),
             ("reach_in_standard_errors", number(comparison.reach)),
             ("run_to_run_variation_known", Some(comparison.knows_runs.into())),
-            ("run_variation_pct", options.run_variation.and_then(|variation| number(100.0 * variation))),
+            ("assumed_run_variation_pct", number(100.0 * options.run_variation).filter(|_| !comparison.knows_runs)),
         ]),
         "environment_differences": mismatches.collect::<Vec<_>>(),
         "load_differences": loads.collect::<Vec<_>>(),

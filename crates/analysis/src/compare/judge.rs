@@ -2,7 +2,7 @@
 //!
 //! A difference is one of means over runs: of logarithms, or of percentages. Its variance has two parts. Within runs it is that
 //! of the bootstrap. From run to run it is what the figures of runs of one side vary by, pooled over both sides, where a side has
-//! several, or what the asker says that it is. The first is in that already; adding both errs towards "no difference". The degrees of freedom of the sum are
+//! several, or what it is taken to be. The first is in that already; adding both errs towards "no difference". The degrees of freedom of the sum are
 //! Satterthwaite's ("An approximate distribution of estimates of variance components", 1946).
 //!
 //! Whoever looks at a hundred figures finds five that differ by chance. So all intervals are made to hold together: in each
@@ -124,7 +124,7 @@ impl<'a> Pair<'a> {
         all.filter_map(|(_, figure)| figure.within.as_ref().ok()).map(|within| within.block).reduce(f64::max)
     }
 
-    fn error(&self, assumed: Option<f64>) -> Result<Error<'a>, NotJudged> {
+    fn error(&self, assumed: f64) -> Result<Error<'a>, NotJudged> {
         if !self.is_everywhere() {
             return Err(NotJudged::TooFewSamples);
         }
@@ -165,7 +165,7 @@ impl<'a> Pair<'a> {
             let part: f64 = between.iter().map(|(_, deviation)| deviation * deviation).sum();
             variance += part;
             uncertainty += part * part / several as f64;
-        } else if let Some(assumed) = assumed {
+        } else {
             // Of logarithms, a share; of percentages, that share of them.
             let level = if self.metric.is_in_points() {
                 0.5 * (self.base.value(self.metric).unwrap_or(0.0)
