@@ -53,26 +53,8 @@ impl Environment {
     }
 }
 
-/// The words of a command that a shell would read, where quotes are single ones as `redact` writes them.
-fn words(command: &str) -> Vec<String> {
-    let mut words = vec![];
-    let mut word: Option<String> = None;
-    let mut is_quoted = false;
-    let mut letters = command.chars();
-    while let Some(letter) = letters.next() {
-        match letter {
-            '\'' => {
-                is_quoted = !is_quoted;
-                word.get_or_insert_default();
-            }
-            '\\' if !is_quoted => word.get_or_insert_default().extend(letters.next()),
-            ' ' | '\t' | '\n' if !is_quoted => words.extend(word.take()),
-            _ => word.get_or_insert_default().push(letter),
-        }
-    }
-    words.extend(word);
-    words
-}
+/// Options that say where a server listens, which makes no difference to its times.
+const WHERE_IT_LISTENS: [&str; 4] = ["--host", "--port", "--uds", "--api-key"];
 
 /// The options of a command. What follows an option up to the next belongs to it, since some take several values.
 fn options(command: &str) -> BTreeMap<String, String> {
@@ -85,7 +67,9 @@ fn options(command: &str) -> BTreeMap<String, String> {
         }
         values.push_str(value);
     };
-    for word in words(command) {
+    // A command that no shell would take is cut at its spaces.
+    let words = shlex::split(command).unwrap_or_else(|| command.split_whitespace().map(str::to_owned).collect());
+    for word in words {
         let is_option = word.starts_with('-') && word.len() > 1 && word.parse::<f64>().is_err();
         if !is_option {
             append(&current, &word);
@@ -147,7 +131,7 @@ pub(crate) fn mismatches(base: &[Run], candidate: &[Run]) -> Vec<Mismatch> {
     let mut options: Vec<&String> = commands.into_iter().flatten().flat_map(BTreeMap::keys).collect();
     options.sort();
     options.dedup();
-    for option in options {
+    for option in options.into_iter().filter(|option| !WHERE_IT_LISTENS.contains(&option.as_str())) {
         let what = if option.is_empty() { "command" } else { option };
         compare(what, &|environment| environment.options.as_ref()?.get(option).cloned());
     }
