@@ -139,8 +139,9 @@ impl Comparison {
     }
 }
 
-/// What single runs as a whole are taken to differ by, as a share of a figure (standard deviation). On a GPU host, throughput of
-/// paired runs of the same thing differed by 0.2 and 0.5 % (`benches/results/2026-11-24-h200-host`), which is 1.4 times as much.
+/// What single runs as a whole are taken to differ by, as a share of a figure (standard deviation). On a GPU host, the
+/// differences of paired runs in throughput had standard deviations of 0.2 to 0.6 % (`benches/results/2026-11-24-h200-host`), which
+/// is 1.4 times as much as single runs vary by.
 pub const RUN_VARIATION: f64 = 0.003;
 
 /// What is asked of a comparison.
