@@ -49,4 +49,4 @@ test-real: venv ## Run the tests with a real vLLM
 
 clean: ## Remove what was built, the virtual environment too
 	cargo clean
-	rm -rf $(VENV) .demo dist python/profilemate/_bin/profilemate python/profilemate/_native*.so
+	rm -rf $(VENV) .demo dist python/profilemate/_bin/profilemate python/profilemate/_native*.so python/profilemate/_session*.so

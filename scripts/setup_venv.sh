@@ -79,7 +79,7 @@ install_ours() {
 # What our wheel is made from: a change of any of it is a new wheel.
 sources() {
     find Cargo.toml Cargo.lock pyproject.toml build_backend crates python -type f \
-        ! -name '*.pyc' ! -name '_native*.so' ! -path '*/_bin/profilemate*' ! -path '*/target/*' \
+        ! -name '*.pyc' ! -name '_native*.so' ! -name '_session*.so*' ! -path '*/_bin/profilemate*' ! -path '*/target/*' \
         ! -path 'crates/*/tests/*' ! -path 'crates/*/benches/*' -print0 |
         LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 }

@@ -10,7 +10,7 @@ use profilemate_output::text::{json, visible};
 use profilemate_session::Session;
 use profilemate_settings::Settings;
 
-use crate::{report, say};
+use crate::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let folder = match &arguments.session {
         Some(folder) => folder.clone(),
-        None => report::newest(Path::new(Settings::from_environment().0.text("output_dir")))?,
+        None => profilemate_session::newest(Path::new(Settings::from_environment().0.text("output_dir")))?,
     };
     let session = Session::open(&folder)?;
     let recording = Recording::read(&session)?;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use profilemate_output::tables;
+use profilemate_output::tables::{self, Formats};
 use profilemate_session::Session;
 
 use crate::say;
@@ -17,19 +17,26 @@ pub(crate) struct Arguments {
     /// Folder for the tables [default: the session folder]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Format of the tables
+    /// Format of the tables; summaries are JSON in any case
     #[arg(long, value_enum, default_value_t = Format::Csv)]
     format: Format,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// CSV and JSON files
+    /// CSV
     Csv,
+    /// Parquet, one file for each table
+    Parquet,
+    /// CSV and Parquet
+    Both,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let Format::Csv = arguments.format;
+    let formats = Formats {
+        csv: matches!(arguments.format, Format::Csv | Format::Both),
+        parquet: matches!(arguments.format, Format::Parquet | Format::Both),
+    };
     let session = Session::open(&arguments.session)?;
     let folder = match &arguments.output {
         Some(folder) => {
@@ -39,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
         None => &session.folder,
     };
-    tables::write(&session, folder)?;
+    tables::write_as(&session, folder, formats)?;
     for damage in &session.damage {
         say::problem(&format!("damaged: {}: {}", damage.file, damage.what));
     }

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{anyhow, bail};
 use profilemate_output::text::json;
 use profilemate_output::{tables, terminal};
 use profilemate_session::{Error, Session};
@@ -23,7 +22,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let folder = match &arguments.session {
         Some(folder) => folder.clone(),
-        None => newest(Path::new(Settings::from_environment().0.text("output_dir")))?,
+        None => profilemate_session::newest(Path::new(Settings::from_environment().0.text("output_dir")))?,
     };
     let session = Session::open(&folder)?;
     let answers = profilemate_analysis::analyze::<Error>(&session, |_| Ok(()))?;
@@ -35,22 +34,4 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         say::styled(&terminal::summary(&session, &answers, tables.as_deref()))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The newest session of an output folder: names of sessions begin with their time.
-pub(crate) fn newest(output_dir: &Path) -> anyhow::Result<PathBuf> {
-    let mut sessions: Vec<PathBuf> = std::fs::read_dir(output_dir)
-        .map_err(|error| {
-            anyhow!("cannot list the sessions in {} ({error}): name a session folder", output_dir.display())
-        })?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("session_")))
-        .collect();
-    sessions.sort();
-    match sessions.pop() {
-        Some(session) => Ok(session),
-        None => {
-            bail!("there is no session in {}: run `profilemate run -- vllm serve …` first", output_dir.display())
-        }
-    }
 }

@@ -1,6 +1,41 @@
-//! How a cell is written. Numbers go from integers to text directly: exact, and fast enough for tens of millions.
+//! A table in CSV that is being written, and how a cell is. Numbers go from integers to text directly: exact, and fast enough for tens of millions.
 
+use crate::Error;
+use crate::cells::{Cells, Column, Table};
+use crate::replace::NewFile;
 use crate::text::visible;
+
+/// What the name of a file ends with.
+pub(crate) const EXTENSION: &str = "csv";
+
+/// A table that is being written.
+pub(crate) struct CsvTable {
+    file: NewFile,
+    line: Line,
+}
+
+impl CsvTable {
+    /// Begins a table in a new file, with the names of the columns.
+    pub(crate) fn new(mut file: NewFile, columns: &[Column]) -> Result<Self, Error> {
+        let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
+        file.append(names.join(",").as_bytes())?;
+        file.append(b"\n")?;
+        Ok(Self { file, line: Line::default() })
+    }
+
+    /// Writes a row.
+    #[inline]
+    pub(crate) fn row<T: Table>(&mut self, row: &T::Row<'_>) -> Result<(), Error> {
+        self.line.begin();
+        T::cells(row, &mut self.line);
+        self.file.append(self.line.end())
+    }
+
+    /// The file, which still has its other name.
+    pub(crate) fn into_file(self) -> NewFile {
+        self.file
+    }
+}
 
 /// A line being made.
 #[derive(Debug, Default)]
@@ -27,113 +62,89 @@ impl Line {
 
     /// An unknown value.
     #[inline]
-    pub(crate) fn empty(&mut self) {
+    fn empty(&mut self) {
         self.bytes.push(b',');
     }
 
-    /// A whole number.
+    /// At least `places` digits, two at a time: dividing is what costs.
     #[inline]
-    pub(crate) fn number(&mut self, value: u64) {
-        self.digits(value, 1);
+    fn digits(&mut self, mut value: u64, places: usize) {
+        let mut digits = [b'0'; 20];
+        let mut at = digits.len();
+        while value >= 10 {
+            let pair = 2 * usize::try_from(value % 100).unwrap_or(0);
+            at -= 2;
+            digits[at..at + 2].copy_from_slice(&PAIRS[pair..pair + 2]);
+            value /= 100;
+        }
+        if value > 0 {
+            at -= 1;
+            digits[at] = PAIRS[2 * usize::try_from(value).unwrap_or(0) + 1];
+        }
+        self.bytes.extend_from_slice(&digits[at.min(digits.len() - places)..]);
+    }
+}
+
+impl Cells for Line {
+    #[inline]
+    fn whole(&mut self, value: impl Into<Option<u64>>) {
+        if let Some(value) = value.into() {
+            self.digits(value, 1);
+        }
         self.bytes.push(b',');
     }
 
-    /// A whole number that may be unknown.
     #[inline]
-    pub(crate) fn maybe(&mut self, value: Option<u64>) {
+    fn signed(&mut self, value: Option<i32>) {
+        if value.is_some_and(i32::is_negative) {
+            self.bytes.push(b'-');
+        }
+        self.whole(value.map(|value| u64::from(value.unsigned_abs())));
+    }
+
+    #[inline]
+    fn decimal(&mut self, value: Option<u64>, places: u32) {
+        if let Some(value) = value {
+            let unit = 10u64.pow(places);
+            self.digits(value / unit, 1);
+            self.bytes.push(b'.');
+            self.digits(value % unit, places as usize);
+        }
+        self.bytes.push(b',');
+    }
+
+    fn rounded(&mut self, value: Option<f64>) {
         match value {
-            Some(value) => self.number(value),
+            Some(value) => self.word(&format!("{value:.6}")),
             None => self.empty(),
         }
     }
 
-    /// `value` divided by ten to the power of `places`, with all its places.
+    /// As the first generation wrote them: Python's words.
     #[inline]
-    pub(crate) fn decimal(&mut self, value: u64, places: u32) {
-        let unit = 10u64.pow(places);
-        self.digits(value / unit, 1);
-        self.bytes.push(b'.');
-        self.digits(value % unit, places as usize);
-        self.bytes.push(b',');
+    fn flag(&mut self, value: Option<bool>) {
+        self.word(match value {
+            Some(true) => "True",
+            Some(false) => "False",
+            None => "",
+        });
     }
 
-    /// Nanoseconds since the session's start, as seconds. The start is the first thing that is known of the session;
-    /// what a clock puts a hair before it is put on it.
     #[inline]
-    pub(crate) fn timestamp(&mut self, nanoseconds: i64) {
-        self.decimal(u64::try_from(nanoseconds).unwrap_or(0), 9);
-    }
-
-    /// Nanoseconds, as milliseconds.
-    #[inline]
-    pub(crate) fn milliseconds(&mut self, nanoseconds: u64) {
-        self.decimal(nanoseconds, 6);
-    }
-
-    /// Nanoseconds that may be unknown, as milliseconds.
-    #[inline]
-    pub(crate) fn maybe_milliseconds(&mut self, nanoseconds: Option<u64>) {
-        match nanoseconds {
-            Some(nanoseconds) => self.milliseconds(nanoseconds),
-            None => self.empty(),
-        }
-    }
-
-    /// A point in time that may be unknown.
-    #[inline]
-    pub(crate) fn maybe_timestamp(&mut self, nanoseconds: Option<i64>) {
-        match nanoseconds {
-            Some(nanoseconds) => self.timestamp(nanoseconds),
-            None => self.empty(),
-        }
-    }
-
-    /// Nanoseconds that may be unknown, as seconds.
-    #[inline]
-    pub(crate) fn maybe_seconds(&mut self, nanoseconds: Option<u64>) {
-        match nanoseconds {
-            Some(nanoseconds) => self.decimal(nanoseconds, 9),
-            None => self.empty(),
-        }
-    }
-
-    /// A whole number of either sign that may be unknown.
-    #[inline]
-    pub(crate) fn maybe_signed(&mut self, value: Option<i32>) {
-        match value {
-            Some(value) => {
-                if value < 0 {
-                    self.bytes.push(b'-');
-                }
-                self.number(u64::from(value.unsigned_abs()));
-            }
-            None => self.empty(),
-        }
-    }
-
-    /// `part` of `whole` in percent with four places; unknown when there is no whole.
-    pub(crate) fn percent(&mut self, part: u64, whole: u64) {
-        self.quotient(u128::from(part) * 1_000_000, u128::from(whole), 4);
-    }
-
-    /// `dividend / divisor`, rounded, divided by ten to the power of `places`; unknown when it cannot be said.
-    pub(crate) fn quotient(&mut self, dividend: u128, divisor: u128, places: u32) {
-        match (dividend + divisor / 2).checked_div(divisor).map(u64::try_from) {
-            Some(Ok(value)) => self.decimal(value, places),
-            _ => self.empty(),
-        }
-    }
-
-    /// A word of ours.
-    #[inline]
-    pub(crate) fn word(&mut self, word: &str) {
+    fn word(&mut self, word: &str) {
         self.bytes.extend_from_slice(word.as_bytes());
         self.bytes.push(b',');
     }
 
-    /// A text from outside: with nothing in it that is not seen, quoted where CSV needs it, and with an apostrophe before what a spreadsheet would run.
     #[inline]
-    pub(crate) fn text(&mut self, text: &str) {
+    fn name(&mut self, text: &str) {
+        self.text(text);
+    }
+
+    /// With nothing in it that is not seen, quoted where CSV needs it, and with an apostrophe before what a spreadsheet
+    /// would run.
+    #[inline]
+    fn text(&mut self, text: &str) {
         let text = &*visible(text);
         // The wide forms are signs of formulas in some languages of spreadsheets.
         let runs = text.starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
@@ -156,24 +167,6 @@ impl Line {
             self.bytes.extend_from_slice(text.as_bytes());
         }
         self.bytes.push(b',');
-    }
-
-    /// At least `places` digits, two at a time: dividing is what costs.
-    #[inline]
-    fn digits(&mut self, mut value: u64, places: usize) {
-        let mut digits = [b'0'; 20];
-        let mut at = digits.len();
-        while value >= 10 {
-            let pair = 2 * usize::try_from(value % 100).unwrap_or(0);
-            at -= 2;
-            digits[at..at + 2].copy_from_slice(&PAIRS[pair..pair + 2]);
-            value /= 100;
-        }
-        if value > 0 {
-            at -= 1;
-            digits[at] = PAIRS[2 * usize::try_from(value).unwrap_or(0) + 1];
-        }
-        self.bytes.extend_from_slice(&digits[at.min(digits.len() - places)..]);
     }
 }
 
@@ -204,17 +197,20 @@ mod tests {
     #[test]
     fn numbers() {
         let text = line(|line| {
-            line.number(0);
-            line.number(u64::MAX);
-            line.maybe(None);
+            line.whole(0);
+            line.whole(u64::MAX);
+            line.whole(None);
             line.timestamp(-5);
             line.timestamp(1_000_000_001);
             line.milliseconds(1_234_567);
-            line.percent(1, 3);
-            line.percent(1, 0);
-            line.quotient(5_000, 3, 3);
+            line.percent((1, 3));
+            line.percent((1, 0));
+            line.quotient(Some((5_000, 3, 3)));
+            line.quotient(None);
+            line.signed(Some(-7));
+            line.rounded(Some(1.5));
         });
-        assert_eq!(text, "0,18446744073709551615,,0.000000000,1.000000001,1.234567,33.3333,,1.667\n");
+        assert_eq!(text, "0,18446744073709551615,,0.000000000,1.000000001,1.234567,33.3333,,1.667,,-7,1.500000\n");
     }
 
     #[test]
@@ -236,7 +232,7 @@ mod tests {
     proptest! {
         #[test]
         fn decimals_read_back(value: u64, places in 1u32..=9) {
-            let text = line(|line| line.decimal(value, places));
+            let text = line(|line| line.decimal(Some(value), places));
             let (whole, fraction) = text.trim_end().split_once('.').unwrap();
             prop_assert_eq!(fraction.len(), places as usize);
             prop_assert_eq!(whole.parse::<u64>().unwrap(), value / 10u64.pow(places));

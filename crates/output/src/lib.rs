@@ -7,17 +7,23 @@
 //! comparison what differs between runs, for a terminal and as JSON
 //! terminal   the summary that a person reads at the end of a run
 //! explanation what `profilemate explain` says
-//! csv        how a cell is written
+//! cells      what a table is, whatever it is written as
+//! csv        a table as text
+//! arrow      a table as columns in memory
+//! parquet    a table as columns in a file
 //! text       ids and the like, made safe to show
 //! replace    files that appear whole or not at all
 //! ```
 
+mod arrow;
+mod cells;
 pub mod comparison;
 mod csv;
 mod date;
 pub mod explanation;
 mod findings;
 mod metadata;
+mod parquet;
 mod replace;
 pub mod tables;
 pub mod terminal;
@@ -32,6 +38,14 @@ pub enum Error {
     /// The session cannot be read.
     #[error(transparent)]
     Session(#[from] profilemate_session::Error),
+    /// Arrow does not take what it was given.
+    #[error("cannot make columns of the table `{table}`: {cause}")]
+    Columns {
+        /// The table.
+        table: &'static str,
+        /// What Arrow said.
+        cause: String,
+    },
     /// A file cannot be written.
     #[error("cannot write {}: {cause}; the tables that were there are unchanged, and nothing recorded is lost. \
              Make room or choose another folder, then run `profilemate export`", .path.display())]

@@ -35,8 +35,13 @@ impl NewFile {
 
     /// Appends.
     #[inline]
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.writer.write_all(bytes).map_err(failed(&self.path))
+    }
+
+    /// Where it will be.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Everything is written; it still has its other name.
@@ -49,6 +54,16 @@ impl NewFile {
         fs::rename(&self.temporary, &self.path).map_err(failed(&self.path))?;
         self.kept = true;
         Ok(())
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.writer.flush()
     }
 }
 
@@ -77,13 +92,13 @@ mod tests {
         let path = folder.path().join("table.csv");
         fs::write(&path, "old").unwrap();
         let mut file = NewFile::create(folder.path(), "table.csv").unwrap();
-        file.write(b"new").unwrap();
+        file.append(b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"old");
         drop(file);
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the unfinished file is gone");
         let mut file = NewFile::create(folder.path(), "table.csv").unwrap();
-        file.write(b"new").unwrap();
+        file.append(b"new").unwrap();
         file.finish().unwrap();
         file.keep().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");

@@ -10,6 +10,7 @@
 //! log      one process's log: identity, extent, counts  event  one record on the session's clock
 //! reader   slots of one log, in order                   merge  events of all logs, in order
 //! clock    ticks to nanoseconds                      glance who writes, and did anything change
+//! newest   which session of a folder is meant
 //! ```
 
 pub mod clock;
@@ -19,6 +20,7 @@ pub mod glance;
 pub mod log;
 mod merge;
 pub mod name;
+mod newest;
 mod reader;
 
 use std::io;
@@ -28,6 +30,7 @@ pub use event::{Edge, Event};
 pub use log::Log;
 pub use merge::Events;
 pub use name::{Component, Name};
+pub use newest::newest;
 pub use profilemate_format::head::{ClockSource, Role};
 pub use profilemate_format::record::{self, GpuStep, Label, Payload, Record, Span};
 pub use reader::Records;
@@ -46,6 +49,17 @@ pub enum Error {
     /// The folder holds no raw log.
     #[error("{} holds no raw log: nothing was recorded in this session", .0.display())]
     Empty(PathBuf),
+    /// The sessions of a folder cannot be listed.
+    #[error("cannot list the sessions in {} ({cause}): name a session folder", .path.display())]
+    Unlisted {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said: part of the message, and so no source of its own.
+        cause: io::Error,
+    },
+    /// An output folder holds no session.
+    #[error("there is no session in {}: run `profilemate run -- vllm serve …` first", .0.display())]
+    NoSession(PathBuf),
     /// The system refused.
     #[error("cannot read {}: {cause}", .path.display())]
     Io {

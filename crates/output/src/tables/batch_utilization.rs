@@ -5,47 +5,32 @@ use profilemate_analysis::steps::Phase;
 use serde_json::Value;
 
 use super::{named, number, object};
-use crate::csv::Line;
+use crate::cells::table;
 
-pub(super) const TABLE: &str = "batch_utilization.csv";
 pub(super) const SUMMARY: &str = "batch_utilization_summary.json";
-pub(super) const COLUMNS: &[&str] = &[
-    "timestamp_sec",
-    "num_seqs",
-    "max_num_seqs",
-    "seq_utilization_pct",
-    "num_tokens",
-    "max_tokens",
-    "token_utilization_pct",
-    "phase",
-    "running_queue_len",
-    "waiting_queue_len",
-    "prefill_tokens",
-    "decode_tokens",
-    "step",
-    "process",
-    "limited_by",
-];
 
-pub(super) fn cells(batch: &Batch<'_>, line: &mut Line) {
-    let (seqs, tokens) = (u64::from(batch.num_seqs), u64::from(batch.num_tokens));
-    let max_seqs = batch.limits.map(|limits| limits.max_num_seqs);
-    let max_tokens = batch.limits.map(|limits| limits.max_num_tokens);
-    line.timestamp(batch.start_ns);
-    line.number(seqs);
-    line.maybe(max_seqs);
-    line.percent(seqs, max_seqs.unwrap_or(0));
-    line.number(tokens);
-    line.maybe(max_tokens);
-    line.percent(tokens, max_tokens.unwrap_or(0));
-    line.word(batch.phase.text());
-    line.maybe(batch.running.map(u64::from));
-    line.maybe(batch.waiting.map(u64::from));
-    line.number(u64::from(batch.prefill_tokens));
-    line.number(tokens.saturating_sub(u64::from(batch.prefill_tokens)));
-    line.maybe(batch.step);
-    line.text(batch.process);
-    line.text(batch.limited_by.unwrap_or(""));
+table! {
+    /// One row for each step that was scheduled.
+    BatchUtilization = "batch_utilization", of batch: Batch<'a>, with {
+        let (seqs, tokens) = (u64::from(batch.num_seqs), u64::from(batch.num_tokens));
+        let max_seqs = batch.limits.map(|limits| limits.max_num_seqs);
+        let max_tokens = batch.limits.map(|limits| limits.max_num_tokens);
+    };
+    timestamp_sec: timestamp(batch.start_ns),
+    num_seqs: whole(seqs),
+    max_num_seqs: whole(max_seqs),
+    seq_utilization_pct: percent((seqs, max_seqs.unwrap_or(0))),
+    num_tokens: whole(tokens),
+    max_tokens: whole(max_tokens),
+    token_utilization_pct: percent((tokens, max_tokens.unwrap_or(0))),
+    phase: word(batch.phase.text()),
+    running_queue_len: whole(batch.running.map(u64::from)),
+    waiting_queue_len: whole(batch.waiting.map(u64::from)),
+    prefill_tokens: whole(u64::from(batch.prefill_tokens)),
+    decode_tokens: whole(tokens.saturating_sub(u64::from(batch.prefill_tokens))),
+    step: whole(batch.step),
+    process: name(batch.process),
+    limited_by: name(batch.limited_by.unwrap_or("")),
 }
 
 pub(super) fn summary(summary: &Summary) -> Value {

@@ -1,30 +1,36 @@
 //! `cpu_operations_timing.csv` and `cpu_timing_summary.json`.
 
+use std::borrow::Cow;
+
 use profilemate_analysis::cpu::{Operation, Remark, Summary};
 use profilemate_analysis::steps::Phase;
 use serde_json::{Map, Value};
 
 use super::{number, object};
-use crate::csv::Line;
+use crate::cells::table;
 
-pub(super) const TABLE: &str = "cpu_operations_timing.csv";
 pub(super) const SUMMARY: &str = "cpu_timing_summary.json";
-pub(super) const COLUMNS: &[&str] = &["timestamp_sec", "operation", "duration_ms", "context", "step", "process"];
 
-pub(super) fn cells(operation: &Operation<'_>, line: &mut Line) {
-    line.timestamp(operation.start_ns);
-    line.word(operation.name.text());
-    line.milliseconds(operation.duration_ns);
-    match operation.remark {
-        Remark::None => line.empty(),
-        Remark::Phase(Phase::Prefill) => line.word("phase=prefill"),
-        Remark::Phase(Phase::Decode) => line.word("phase=decode"),
-        Remark::Phase(Phase::Mixed) => line.word("phase=mixed"),
-        Remark::Generation(generation) => line.word(&format!("generation={generation}")),
-        Remark::Text(text) => line.text(text),
-    }
-    line.maybe(operation.step);
-    line.text(operation.process);
+fn context<'a>(remark: &Remark<'a>) -> Cow<'a, str> {
+    Cow::Borrowed(match remark {
+        Remark::None => "",
+        Remark::Phase(Phase::Prefill) => "phase=prefill",
+        Remark::Phase(Phase::Decode) => "phase=decode",
+        Remark::Phase(Phase::Mixed) => "phase=mixed",
+        Remark::Generation(generation) => return Cow::Owned(format!("generation={generation}")),
+        Remark::Text(text) => text,
+    })
+}
+
+table! {
+    /// One row for each operation.
+    CpuOperations = "cpu_operations_timing", of operation: Operation<'a>;
+    timestamp_sec: timestamp(operation.start_ns),
+    operation: word(operation.name.text()),
+    duration_ms: milliseconds(operation.duration_ns),
+    context: name(&context(&operation.remark)),
+    step: whole(operation.step),
+    process: name(operation.process),
 }
 
 pub(super) fn summary(summary: &Summary) -> Value {

@@ -4,73 +4,52 @@ use profilemate_analysis::cuda_graphs::{Capture, Descriptor, Replay, Summary, Us
 use serde_json::Value;
 
 use super::{number, object};
-use crate::csv::Line;
+use crate::cells::table;
 
-pub(super) const CAPTURES: &str = "cuda_graph_captures.csv";
-pub(super) const CAPTURES_COLUMNS: &[&str] = &[
-    "runtime_mode",
-    "num_tokens",
-    "num_reqs",
-    "uniform",
-    "has_lora",
-    "capture_time_sec",
-    "capture_duration_ms",
-    "process",
-];
-pub(super) const USAGE: &str = "cuda_graph_usage.csv";
-pub(super) const USAGE_COLUMNS: &[&str] = &[
-    "runtime_mode",
-    "num_tokens",
-    "num_reqs",
-    "uniform",
-    "has_lora",
-    "replay_count",
-    "real_tokens",
-    "padding_tokens",
-    "padding_pct",
-    "mean_ms",
-    "p50_ms",
-    "p99_ms",
-];
-pub(super) const TIMELINE: &str = "cuda_graph_timeline.csv";
-pub(super) const TIMELINE_COLUMNS: &[&str] =
-    &["timestamp_sec", "descriptor", "duration_ms", "real_tokens", "padded_tokens", "step", "process"];
-
-fn descriptor(descriptor: &Descriptor<'_>, line: &mut Line) {
-    line.text(descriptor.mode);
-    line.maybe(descriptor.num_tokens);
-    line.maybe(descriptor.num_reqs);
-    for flag in [descriptor.uniform, descriptor.has_lora] {
-        // As the first generation wrote them: Python's words.
-        line.word(match flag {
-            Some(true) => "True",
-            Some(false) => "False",
-            None => "",
-        });
-    }
+table! {
+    /// One row for each graph that was captured.
+    Captures = "cuda_graph_captures", of capture: Capture<'a>, with {
+        let graph = &capture.descriptor;
+    };
+    runtime_mode: name(graph.mode),
+    num_tokens: whole(graph.num_tokens),
+    num_reqs: whole(graph.num_reqs),
+    uniform: flag(graph.uniform),
+    has_lora: flag(graph.has_lora),
+    capture_time_sec: timestamp(capture.start_ns),
+    capture_duration_ms: milliseconds(capture.duration_ns),
+    process: name(capture.process),
 }
 
-pub(super) fn capture(capture: &Capture<'_>, line: &mut Line) {
-    descriptor(&capture.descriptor, line);
-    line.timestamp(capture.start_ns);
-    line.milliseconds(capture.duration_ns);
-    line.text(capture.process);
+table! {
+    /// One row for each kind of batch that steps were dispatched as.
+    GraphUsage = "cuda_graph_usage", of usage: Usage, with {
+        let graph = Descriptor::parse(&usage.descriptor);
+    };
+    runtime_mode: name(graph.mode),
+    num_tokens: whole(graph.num_tokens),
+    num_reqs: whole(graph.num_reqs),
+    uniform: flag(graph.uniform),
+    has_lora: flag(graph.has_lora),
+    replay_count: whole(usage.count),
+    real_tokens: whole(usage.real_tokens),
+    padding_tokens: whole(usage.padding_tokens),
+    padding_pct: percent((usage.padding_tokens, usage.real_tokens + usage.padding_tokens)),
+    mean_ms: rounded(usage.times.map(|times| times.mean_ms)),
+    p50_ms: rounded(usage.times.map(|times| times.p50_ms)),
+    p99_ms: rounded(usage.times.map(|times| times.p99_ms)),
 }
 
-pub(super) fn usage(usage: &Usage, line: &mut Line) {
-    descriptor(&Descriptor::parse(&usage.descriptor), line);
-    line.number(usage.count);
-    line.number(usage.real_tokens);
-    line.number(usage.padding_tokens);
-    line.percent(usage.padding_tokens, usage.real_tokens + usage.padding_tokens);
-    match &usage.times {
-        Some(times) => {
-            for milliseconds in [times.mean_ms, times.p50_ms, times.p99_ms] {
-                line.word(&format!("{milliseconds:.6}"));
-            }
-        }
-        None => (0..3).for_each(|_| line.empty()),
-    }
+table! {
+    /// One row for each step.
+    Timeline = "cuda_graph_timeline", of replay: Replay<'a>;
+    timestamp_sec: timestamp(replay.start_ns),
+    descriptor: name(replay.descriptor),
+    duration_ms: milliseconds(replay.duration_ns),
+    real_tokens: whole(replay.real_tokens.map(u64::from)),
+    padded_tokens: whole(replay.padded_tokens),
+    step: whole(replay.step),
+    process: name(replay.process),
 }
 
 /// What `cuda_graph_usage.csv` says of all its rows, and the rows.
@@ -91,14 +70,4 @@ pub(super) fn summary(summary: &Summary) -> Value {
         ("padding_pct", summary.padding_pct().and_then(number)),
         ("usage", Some(usage.collect())),
     ])
-}
-
-pub(super) fn replay(replay: &Replay<'_>, line: &mut Line) {
-    line.timestamp(replay.start_ns);
-    line.text(replay.descriptor);
-    line.maybe_milliseconds(replay.duration_ns);
-    line.maybe(replay.real_tokens.map(u64::from));
-    line.maybe(replay.padded_tokens);
-    line.maybe(replay.step);
-    line.text(replay.process);
 }

@@ -4,62 +4,40 @@ use profilemate_analysis::forward::{Pass, Summary};
 use serde_json::{Map, Value};
 
 use super::{number, object};
-use crate::csv::Line;
+use crate::cells::table;
 
-pub(super) const TABLE: &str = "forward_pass_timing.csv";
 pub(super) const SUMMARY: &str = "forward_pass_summary.json";
-pub(super) const COLUMNS: &[&str] = &[
-    "timestamp_sec",
-    "phase",
-    "batch_size",
-    "num_tokens",
-    "forward_time_ms",
-    "throughput_tokens_per_sec",
-    "prefill_tokens",
-    "decode_tokens",
-    "cudagraph_mode",
-    "padded_tokens",
-    "gpu_idle_before_ms",
-    "sample_time_ms",
-    "timing",
-    "step",
-    "process",
-    "gpu_busy_ms",
-    "gpu_start_sec",
-    "gpu_start_error_ms",
-];
 
-pub(super) fn cells(pass: &Pass<'_>, line: &mut Line) {
-    line.timestamp(pass.start_ns);
-    line.word(pass.phase.map_or("", |phase| phase.text()));
-    line.maybe(pass.batch_size.map(u64::from));
-    line.maybe(pass.num_tokens.map(u64::from));
-    line.maybe_milliseconds(pass.duration_ns);
-    match (pass.num_tokens, pass.duration_ns) {
-        // Tokens per nanosecond times 10^9 are tokens per second; three places behind.
-        (Some(tokens), Some(duration_ns)) => {
-            line.quotient(u128::from(tokens) * 1_000_000_000_000, u128::from(duration_ns), 3);
-        }
-        _ => line.empty(),
-    }
-    line.maybe(pass.prefill_tokens.map(u64::from));
-    let decode = pass.num_tokens.zip(pass.prefill_tokens).map(|(tokens, prefill)| tokens.saturating_sub(prefill));
-    line.maybe(decode.map(u64::from));
-    line.text(pass.cudagraph_mode().unwrap_or(""));
-    line.maybe(pass.padded_tokens);
-    line.maybe_milliseconds(pass.gpu_idle_ns);
-    line.maybe_milliseconds(pass.sample_ns);
-    line.word(pass.timing.text());
-    line.maybe(pass.step);
-    line.text(pass.process);
-    line.maybe_milliseconds(pass.gpu_busy_ns);
-    if let Some(placed) = pass.gpu_start {
-        line.timestamp(placed.start_ns);
-        line.milliseconds(placed.error_ns);
-    } else {
-        line.empty();
-        line.empty();
-    }
+/// Tokens per nanosecond times 10^9 are tokens per second; three places behind.
+fn throughput(pass: &Pass<'_>) -> Option<(u128, u128, u32)> {
+    let (tokens, duration_ns) = pass.num_tokens.zip(pass.duration_ns)?;
+    Some((u128::from(tokens) * 1_000_000_000_000, u128::from(duration_ns), 3))
+}
+
+table! {
+    /// One row for each forward pass.
+    ForwardPass = "forward_pass_timing", of pass: Pass<'a>, with {
+        let decode_tokens =
+            pass.num_tokens.zip(pass.prefill_tokens).map(|(tokens, prefill)| tokens.saturating_sub(prefill));
+    };
+    timestamp_sec: timestamp(pass.start_ns),
+    phase: word(pass.phase.map_or("", |phase| phase.text())),
+    batch_size: whole(pass.batch_size.map(u64::from)),
+    num_tokens: whole(pass.num_tokens.map(u64::from)),
+    forward_time_ms: milliseconds(pass.duration_ns),
+    throughput_tokens_per_sec: quotient(throughput(pass)),
+    prefill_tokens: whole(pass.prefill_tokens.map(u64::from)),
+    decode_tokens: whole(decode_tokens.map(u64::from)),
+    cudagraph_mode: name(pass.cudagraph_mode().unwrap_or("")),
+    padded_tokens: whole(pass.padded_tokens),
+    gpu_idle_before_ms: milliseconds(pass.gpu_idle_ns),
+    sample_time_ms: milliseconds(pass.sample_ns),
+    timing: word(pass.timing.text()),
+    step: whole(pass.step),
+    process: name(pass.process),
+    gpu_busy_ms: milliseconds(pass.gpu_busy_ns),
+    gpu_start_sec: timestamp(pass.gpu_start.map(|placed| placed.start_ns)),
+    gpu_start_error_ms: milliseconds(pass.gpu_start.map(|placed| placed.error_ns)),
 }
 
 pub(super) fn summary(summary: &Summary) -> Value {

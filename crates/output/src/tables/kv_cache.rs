@@ -6,59 +6,44 @@ use profilemate_analysis::kv_cache::{Eviction, PoolSummary, Summary, Usage};
 use serde_json::Value;
 
 use super::number;
-use crate::csv::Line;
+use crate::cells::table;
 use crate::text::visible;
 
-pub(super) const USAGE: &str = "kv_cache_usage.csv";
-pub(super) const USAGE_COLUMNS: &[&str] = &[
-    "timestamp_sec",
-    "usage_pct",
-    "num_blocks",
-    "total_blocks",
-    "cached_blocks",
-    "prefix_hit_tokens",
-    "prefix_query_tokens",
-    "step",
-    "free_blocks",
-    "allocated_blocks",
-    "freed_blocks",
-    "evicted_blocks",
-    "pool",
-    "process",
-];
-pub(super) const EVICTIONS: &str = "kv_cache_evictions.csv";
-pub(super) const EVICTIONS_COLUMNS: &[&str] =
-    &["timestamp_sec", "lifetime_sec", "idle_sec", "accesses", "block_id", "stands_for", "pool", "process"];
 pub(super) const SUMMARY: &str = "kv_cache_summary.json";
 pub(super) const SUMMARY_TEXT: &str = "kv_cache_summary.txt";
 
-pub(super) fn usage(usage: &Usage<'_>, line: &mut Line) {
-    line.timestamp(usage.at_ns);
-    line.percent(u64::from(usage.used), u64::from(usage.total));
-    let blocks = |count: u32| (!usage.is_share).then_some(u64::from(count));
-    line.maybe(blocks(usage.used));
-    line.maybe(blocks(usage.total));
-    line.maybe(usage.cached.map(u64::from));
-    line.maybe(usage.prefix_hit_tokens.map(u64::from));
-    line.maybe(usage.prefix_query_tokens.map(u64::from));
-    line.maybe(usage.step);
-    line.maybe(blocks(usage.total.saturating_sub(usage.used)));
-    line.maybe(usage.allocated);
-    line.maybe(usage.freed);
-    line.maybe(usage.evicted.map(u64::from));
-    line.text(usage.pool);
-    line.text(usage.process);
+table! {
+    /// One row for each call of the scheduler and each pool of blocks.
+    KvUsage = "kv_cache_usage", of usage: Usage<'a>, with {
+        let blocks = |count: u32| (!usage.is_share).then_some(u64::from(count));
+    };
+    timestamp_sec: timestamp(usage.at_ns),
+    usage_pct: percent((u64::from(usage.used), u64::from(usage.total))),
+    num_blocks: whole(blocks(usage.used)),
+    total_blocks: whole(blocks(usage.total)),
+    cached_blocks: whole(usage.cached.map(u64::from)),
+    prefix_hit_tokens: whole(usage.prefix_hit_tokens.map(u64::from)),
+    prefix_query_tokens: whole(usage.prefix_query_tokens.map(u64::from)),
+    step: whole(usage.step),
+    free_blocks: whole(blocks(usage.total.saturating_sub(usage.used))),
+    allocated_blocks: whole(usage.allocated),
+    freed_blocks: whole(usage.freed),
+    evicted_blocks: whole(usage.evicted.map(u64::from)),
+    pool: name(usage.pool),
+    process: name(usage.process),
 }
 
-pub(super) fn eviction(eviction: &Eviction<'_>, line: &mut Line) {
-    line.timestamp(eviction.at_ns);
-    line.maybe_seconds(Some(eviction.lifetime_ns));
-    line.maybe_seconds(Some(eviction.idle_ns));
-    line.number(u64::from(eviction.accesses));
-    line.number(u64::from(eviction.block));
-    line.number(u64::from(eviction.stands_for));
-    line.text(eviction.pool);
-    line.text(eviction.process);
+table! {
+    /// One row for each cached block that was emptied for other use.
+    KvEvictions = "kv_cache_evictions", of eviction: Eviction<'a>;
+    timestamp_sec: timestamp(eviction.at_ns),
+    lifetime_sec: seconds(eviction.lifetime_ns),
+    idle_sec: seconds(eviction.idle_ns),
+    accesses: whole(u64::from(eviction.accesses)),
+    block_id: whole(u64::from(eviction.block)),
+    stands_for: whole(u64::from(eviction.stands_for)),
+    pool: name(eviction.pool),
+    process: name(eviction.process),
 }
 
 fn pool(of: &PoolSummary) -> [(&'static str, Option<Value>); 18] {

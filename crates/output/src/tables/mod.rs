@@ -7,144 +7,103 @@ mod cuda_graphs;
 mod forward_pass;
 mod kv_cache;
 mod requests;
+mod rows;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use profilemate_analysis::facts::{Facts, Profiler};
-use profilemate_analysis::{Answers, Row, analyze};
+use profilemate_analysis::facts::Facts;
+use profilemate_analysis::{Answers, analyze};
 use profilemate_session::Session;
 use serde_json::Value;
 
 use crate::Error;
-use crate::csv::Line;
+use crate::cells::{Column, Table};
+use crate::csv::{self, CsvTable};
+use crate::parquet::{self, ParquetTable};
 use crate::replace::{NewFile, one_at_a_time};
 use crate::text::json;
+pub use rows::ArrowTable;
+use rows::{ArrowRows, RowTables, Sink};
 
-/// A table in CSV that is being written.
-struct Csv {
-    file: NewFile,
-    line: Line,
+/// What tables are written as. The JSON documents are written in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Formats {
+    /// CSV.
+    pub csv: bool,
+    /// Parquet.
+    pub parquet: bool,
 }
 
-impl Csv {
-    fn create(folder: &Path, name: &str, columns: &[&str]) -> Result<Self, Error> {
-        let mut file = NewFile::create(folder, name)?;
-        file.write(columns.join(",").as_bytes())?;
-        file.write(b"\n")?;
-        Ok(Self { file, line: Line::default() })
-    }
-
-    /// Writes a row; `fill` puts its cells.
-    #[inline]
-    fn row(&mut self, fill: impl FnOnce(&mut Line)) -> Result<(), Error> {
-        self.line.begin();
-        fill(&mut self.line);
-        self.file.write(self.line.end())
-    }
+/// A table's files that are being written.
+struct TableFiles {
+    csv: Option<CsvTable>,
+    parquet: Option<ParquetTable>,
 }
 
-/// A row of a table, if there is that table.
-#[inline]
-fn put(table: &mut Option<Csv>, fill: impl FnOnce(&mut Line)) -> Result<(), Error> {
-    table.as_mut().map_or(Ok(()), |csv| csv.row(fill))
-}
-
-/// The tables that have rows, each as long as its profiler was on.
-struct RowTables {
-    forward: Option<Csv>,
-    cpu: Option<Csv>,
-    batch: Option<Csv>,
-    captures: Option<Csv>,
-    replays: Option<Csv>,
-    lifecycles: Option<Csv>,
-    request_events: Option<Csv>,
-    kv_usage: Option<Csv>,
-    kv_evictions: Option<Csv>,
-}
-
-impl RowTables {
-    fn create(folder: &Path, facts: &Facts) -> Result<Self, Error> {
-        let table = |profiler, name, columns| {
-            facts.is_on(profiler).then(|| Csv::create(folder, name, columns)).transpose()
-        };
+impl TableFiles {
+    fn create(folder: &Path, formats: Formats, name: &str, columns: &[Column]) -> Result<Self, Error> {
+        let file = |extension| NewFile::create(folder, &format!("{name}.{extension}"));
         Ok(Self {
-            forward: table(Profiler::ForwardPassTiming, forward_pass::TABLE, forward_pass::COLUMNS)?,
-            cpu: table(Profiler::CpuTiming, cpu_timing::TABLE, cpu_timing::COLUMNS)?,
-            batch: table(
-                Profiler::BatchUtilizationTracking,
-                batch_utilization::TABLE,
-                batch_utilization::COLUMNS,
-            )?,
-            captures: table(Profiler::CudaGraphTracking, cuda_graphs::CAPTURES, cuda_graphs::CAPTURES_COLUMNS)?,
-            replays: table(Profiler::CudaGraphTracking, cuda_graphs::TIMELINE, cuda_graphs::TIMELINE_COLUMNS)?,
-            lifecycles: table(Profiler::PreemptionTracking, requests::LIFECYCLE, requests::LIFECYCLE_COLUMNS)?,
-            request_events: table(Profiler::PreemptionTracking, requests::EVENTS, requests::EVENTS_COLUMNS)?,
-            kv_usage: table(Profiler::KvCacheTracking, kv_cache::USAGE, kv_cache::USAGE_COLUMNS)?,
-            kv_evictions: facts
-                .sees_evictions()
-                .then(|| Csv::create(folder, kv_cache::EVICTIONS, kv_cache::EVICTIONS_COLUMNS))
-                .transpose()?,
+            csv: if formats.csv { Some(CsvTable::new(file(csv::EXTENSION)?, columns)?) } else { None },
+            parquet: if formats.parquet {
+                Some(ParquetTable::new(file(parquet::EXTENSION)?, columns)?)
+            } else {
+                None
+            },
         })
     }
 
-    #[inline]
-    fn row(&mut self, row: &Row<'_>) -> Result<(), Error> {
-        match row {
-            Row::Forward(pass) => put(&mut self.forward, |line| forward_pass::cells(pass, line)),
-            Row::Cpu(operation) => put(&mut self.cpu, |line| cpu_timing::cells(operation, line)),
-            Row::Batch(batch) => put(&mut self.batch, |line| batch_utilization::cells(batch, line)),
-            Row::Capture(capture) => put(&mut self.captures, |line| cuda_graphs::capture(capture, line)),
-            Row::Replay(replay) => put(&mut self.replays, |line| cuda_graphs::replay(replay, line)),
-            Row::Lifecycle(request) => put(&mut self.lifecycles, |line| requests::lifecycle(request, line)),
-            Row::RequestEvent(event) => put(&mut self.request_events, |line| requests::event(event, line)),
-            Row::KvUsage(usage) => put(&mut self.kv_usage, |line| kv_cache::usage(usage, line)),
-            Row::KvEviction(eviction) => put(&mut self.kv_evictions, |line| kv_cache::eviction(eviction, line)),
-            Row::Step(_) => Ok(()),
-        }
-    }
-
-    fn into_files(self) -> impl Iterator<Item = NewFile> {
-        [
-            self.forward,
-            self.cpu,
-            self.batch,
-            self.captures,
-            self.replays,
-            self.lifecycles,
-            self.request_events,
-            self.kv_usage,
-            self.kv_evictions,
-        ]
-        .into_iter()
-        .flatten()
-        .map(|csv| csv.file)
+    fn into_files(self) -> Result<impl Iterator<Item = NewFile>, Error> {
+        let parquet = self.parquet.map(ParquetTable::into_file).transpose()?;
+        Ok(self.csv.map(CsvTable::into_file).into_iter().chain(parquet))
     }
 }
 
-/// Makes every table of a session in `folder`, usually the session's own. All appear together, or none does.
+impl Sink for TableFiles {
+    #[inline]
+    fn row<T: Table>(&mut self, row: &T::Row<'_>) -> Result<(), Error> {
+        if let Some(csv) = &mut self.csv {
+            csv.row::<T>(row)?;
+        }
+        if let Some(parquet) = &mut self.parquet {
+            parquet.row::<T>(row)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes every table of a session in `folder`, usually the session's own, in CSV. All appear together, or none does.
 ///
 /// # Errors
 /// When a segment cannot be read or a file cannot be written.
 pub fn write(session: &Session, folder: &Path) -> Result<Answers, Error> {
+    write_as(session, folder, Formats { csv: true, parquet: false })
+}
+
+/// The same in the formats that are asked for.
+///
+/// # Errors
+/// When a segment cannot be read or a file cannot be written.
+pub fn write_as(session: &Session, folder: &Path, formats: Formats) -> Result<Answers, Error> {
     let _turn = one_at_a_time(folder)?;
-    let mut rows = RowTables::create(folder, &Facts::of(session))?;
+    let mut rows = RowTables::create(&Facts::of(session), |name, columns| {
+        TableFiles::create(folder, formats, name, columns).map(Some)
+    })?;
     let answers = analyze::<Error>(session, |row| rows.row(&row))?;
-    let mut files: Vec<NewFile> = rows.into_files().collect();
-    if let Some(summary) = &answers.cuda_graphs {
-        let mut csv = Csv::create(folder, cuda_graphs::USAGE, cuda_graphs::USAGE_COLUMNS)?;
-        for usage in &summary.usage {
-            csv.row(|line| cuda_graphs::usage(usage, line))?;
-        }
-        files.push(csv.file);
+    rows.rest(&answers)?;
+    let mut files: Vec<NewFile> = Vec::new();
+    for table in rows.into_tables() {
+        files.extend(table.into_files()?);
     }
     if let Some(summary) = &answers.kv_cache {
         let mut file = NewFile::create(folder, kv_cache::SUMMARY_TEXT)?;
-        file.write(kv_cache::summary_text(summary).as_bytes())?;
+        file.append(kv_cache::summary_text(summary).as_bytes())?;
         files.push(file);
     }
     for (name, value) in texts(session, &answers) {
         let mut file = NewFile::create(folder, name)?;
-        file.write(json(&value).as_bytes())?;
+        file.append(json(&value).as_bytes())?;
         files.push(file);
     }
     for file in &mut files {
@@ -154,6 +113,36 @@ pub fn write(session: &Session, folder: &Path) -> Result<Answers, Error> {
         file.keep()?;
     }
     Ok(answers)
+}
+
+/// The names of the tables that a session has, in the order in which they are always told.
+pub fn names(session: &Session) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    let tables = RowTables::<TableFiles>::create(&Facts::of(session), |name, _| {
+        names.push(name);
+        Ok(None)
+    });
+    debug_assert!(tables.is_ok(), "nothing is made that could fail");
+    names
+}
+
+/// A session's answers, and those of its tables that are asked for by name, in memory. A name of a table that the session
+/// does not have is passed over.
+///
+/// # Errors
+/// When a segment cannot be read.
+pub fn read(session: &Session, wanted: &[&str]) -> Result<(Answers, BTreeMap<&'static str, ArrowTable>), Error> {
+    let mut rows = RowTables::create(&Facts::of(session), |name, columns| {
+        Ok(wanted.contains(&name).then(|| ArrowRows::new(name, columns)))
+    })?;
+    let answers = analyze::<Error>(session, |row| rows.row(&row))?;
+    rows.rest(&answers)?;
+    let mut tables = BTreeMap::new();
+    for table in rows.into_tables() {
+        let table = table.finish()?;
+        tables.insert(table.name, table);
+    }
+    Ok((answers, tables))
 }
 
 /// The files that are one JSON document each.

@@ -8,68 +8,39 @@ use profilemate_analysis::statistics::Distribution;
 use serde_json::Value;
 
 use super::{named, number, object};
-use crate::csv::Line;
+use crate::cells::table;
 use crate::text::visible;
 
-pub(super) const LIFECYCLE: &str = "request_lifecycle.csv";
-pub(super) const LIFECYCLE_COLUMNS: &[&str] = &[
-    "request_id",
-    "started_sec",
-    "preempted_sec",
-    "resumed_sec",
-    "finished_sec",
-    "total_time_sec",
-    "preemption_delay_sec",
-    "arrived_sec",
-    "first_token_sec",
-    "queue_time_sec",
-    "ttft_sec",
-    "tpot_ms",
-    "prompt_tokens",
-    "cached_tokens",
-    "output_tokens",
-    "num_preemptions",
-    "recomputed_tokens",
-    "finish_reason",
-    "client_request_id",
-    "queued_sec",
-    "priority",
-    "kind",
-    "sample_index",
-    "external_tokens",
-    "process",
-];
-pub(super) const EVENTS: &str = "preemption_events.csv";
-pub(super) const EVENTS_COLUMNS: &[&str] =
-    &["timestamp_sec", "request_id", "event", "reason", "running_time_sec", "extra_info", "step", "process"];
 pub(super) const SUMMARY: &str = "preemption_summary.json";
 
-pub(super) fn lifecycle(request: &Lifecycle<'_>, line: &mut Line) {
-    line.text(request.request_id);
-    line.maybe_timestamp(request.started_ns);
-    line.maybe_timestamp(request.preempted_ns);
-    line.maybe_timestamp(request.resumed_ns);
-    line.maybe_timestamp(request.finished_ns);
-    line.maybe_seconds(request.total_time_ns());
-    line.maybe_seconds(request.preemption_delay_ns);
-    line.maybe_timestamp(request.arrived_ns);
-    line.maybe_timestamp(request.first_token_ns);
-    line.maybe_seconds(request.queue_time_ns());
-    line.maybe_seconds(request.ttft_ns());
-    line.maybe_milliseconds(request.tpot_ns());
-    line.maybe(request.prompt_tokens.map(u64::from));
-    line.maybe(request.cached_tokens.map(u64::from));
-    line.maybe(request.output_tokens.map(u64::from));
-    line.maybe(request.preemptions);
-    line.maybe(request.recomputed_tokens);
-    line.text(request.finish_reason.unwrap_or(""));
-    line.text(request.client_request_id);
-    line.maybe_timestamp(request.queued_ns);
-    line.maybe_signed(request.priority);
-    line.word(request.kind.map_or("", |kind| kind.text()));
-    line.maybe(request.sample_index.map(u64::from));
-    line.maybe(request.external_tokens.map(u64::from));
-    line.text(request.process);
+table! {
+    /// One row for each request.
+    Lifecycles = "request_lifecycle", of request: Lifecycle<'a>;
+    request_id: text(request.request_id),
+    started_sec: timestamp(request.started_ns),
+    preempted_sec: timestamp(request.preempted_ns),
+    resumed_sec: timestamp(request.resumed_ns),
+    finished_sec: timestamp(request.finished_ns),
+    total_time_sec: seconds(request.total_time_ns()),
+    preemption_delay_sec: seconds(request.preemption_delay_ns),
+    arrived_sec: timestamp(request.arrived_ns),
+    first_token_sec: timestamp(request.first_token_ns),
+    queue_time_sec: seconds(request.queue_time_ns()),
+    ttft_sec: seconds(request.ttft_ns()),
+    tpot_ms: milliseconds(request.tpot_ns()),
+    prompt_tokens: whole(request.prompt_tokens.map(u64::from)),
+    cached_tokens: whole(request.cached_tokens.map(u64::from)),
+    output_tokens: whole(request.output_tokens.map(u64::from)),
+    num_preemptions: whole(request.preemptions),
+    recomputed_tokens: whole(request.recomputed_tokens),
+    finish_reason: name(request.finish_reason.unwrap_or("")),
+    client_request_id: text(request.client_request_id),
+    queued_sec: timestamp(request.queued_ns),
+    priority: signed(request.priority),
+    kind: word(request.kind.map_or("", |kind| kind.text())),
+    sample_index: whole(request.sample_index.map(u64::from)),
+    external_tokens: whole(request.external_tokens.map(u64::from)),
+    process: name(request.process),
 }
 
 /// `key=value` pairs, joined by `;`.
@@ -89,9 +60,17 @@ impl Pairs {
     }
 }
 
-pub(super) fn event(event: &RequestEvent<'_>, line: &mut Line) {
+/// What a row says of what happened.
+struct Told<'a> {
+    event: &'static str,
+    reason: &'a str,
+    running_ns: Option<u64>,
+    extra: Pairs,
+}
+
+fn told<'a>(event: &RequestEvent<'a>) -> Told<'a> {
     let mut extra = Pairs::default();
-    let (word, reason, running_ns) = match event.what {
+    let (event, reason, running_ns) = match event.what {
         Happening::Started { prompt_tokens, cached_tokens } => {
             extra.maybe("prompt_tokens", prompt_tokens);
             extra.add("cached_tokens", cached_tokens);
@@ -126,14 +105,22 @@ pub(super) fn event(event: &RequestEvent<'_>, line: &mut Line) {
             ("aborted", reason, running_ns)
         }
     };
-    line.timestamp(event.at_ns);
-    line.text(event.request_id);
-    line.word(word);
-    line.text(reason);
-    line.maybe_seconds(running_ns);
-    line.text(&extra.0);
-    line.maybe(event.step);
-    line.text(event.process);
+    Told { event, reason, running_ns, extra }
+}
+
+table! {
+    /// One row for each thing that happened to a request in the scheduler.
+    RequestEvents = "preemption_events", of event: RequestEvent<'a>, with {
+        let told = told(event);
+    };
+    timestamp_sec: timestamp(event.at_ns),
+    request_id: text(event.request_id),
+    event: word(told.event),
+    reason: name(told.reason),
+    running_time_sec: seconds(told.running_ns),
+    extra_info: text(&told.extra.0),
+    step: whole(event.step),
+    process: name(event.process),
 }
 
 /// Count, mean and percentiles; absent without samples.

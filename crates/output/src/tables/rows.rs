@@ -1,0 +1,163 @@
+//! Which row belongs to which table, whatever the tables are written as.
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use profilemate_analysis::facts::{Facts, Profiler};
+use profilemate_analysis::{Answers, Row};
+
+use super::batch_utilization::BatchUtilization;
+use super::cpu_timing::CpuOperations;
+use super::cuda_graphs::{Captures, GraphUsage, Timeline};
+use super::forward_pass::ForwardPass;
+use super::kv_cache::{KvEvictions, KvUsage};
+use super::requests::{Lifecycles, RequestEvents};
+use crate::Error;
+use crate::arrow::Columns;
+use crate::cells::{Column, Table};
+
+/// Where the rows of one table go.
+pub(super) trait Sink {
+    /// Appends a row.
+    fn row<T: Table>(&mut self, row: &T::Row<'_>) -> Result<(), Error>;
+}
+
+/// The tables of a session, each as long as its profiler was on and somebody wants it.
+pub(super) struct RowTables<S> {
+    forward: Option<S>,
+    cpu: Option<S>,
+    batch: Option<S>,
+    captures: Option<S>,
+    replays: Option<S>,
+    graph_usage: Option<S>,
+    lifecycles: Option<S>,
+    request_events: Option<S>,
+    kv_usage: Option<S>,
+    kv_evictions: Option<S>,
+}
+
+#[inline]
+fn put<T: Table, S: Sink>(table: &mut Option<S>, row: &T::Row<'_>) -> Result<(), Error> {
+    table.as_mut().map_or(Ok(()), |sink| sink.row::<T>(row))
+}
+
+impl<S: Sink> RowTables<S> {
+    /// `make` is asked for each table that the session has.
+    pub(super) fn create(
+        facts: &Facts,
+        mut make: impl FnMut(&'static str, &'static [Column]) -> Result<Option<S>, Error>,
+    ) -> Result<Self, Error> {
+        fn table<T: Table, S>(
+            is_there: bool,
+            make: &mut impl FnMut(&'static str, &'static [Column]) -> Result<Option<S>, Error>,
+        ) -> Result<Option<S>, Error> {
+            if is_there { make(T::NAME, T::COLUMNS) } else { Ok(None) }
+        }
+        let (graphs, requests) =
+            (facts.is_on(Profiler::CudaGraphTracking), facts.is_on(Profiler::PreemptionTracking));
+        Ok(Self {
+            forward: table::<ForwardPass, S>(facts.is_on(Profiler::ForwardPassTiming), &mut make)?,
+            cpu: table::<CpuOperations, S>(facts.is_on(Profiler::CpuTiming), &mut make)?,
+            batch: table::<BatchUtilization, S>(facts.is_on(Profiler::BatchUtilizationTracking), &mut make)?,
+            captures: table::<Captures, S>(graphs, &mut make)?,
+            replays: table::<Timeline, S>(graphs, &mut make)?,
+            graph_usage: table::<GraphUsage, S>(graphs, &mut make)?,
+            lifecycles: table::<Lifecycles, S>(requests, &mut make)?,
+            request_events: table::<RequestEvents, S>(requests, &mut make)?,
+            kv_usage: table::<KvUsage, S>(facts.is_on(Profiler::KvCacheTracking), &mut make)?,
+            kv_evictions: table::<KvEvictions, S>(facts.sees_evictions(), &mut make)?,
+        })
+    }
+
+    #[inline]
+    pub(super) fn row(&mut self, row: &Row<'_>) -> Result<(), Error> {
+        match row {
+            Row::Forward(pass) => put::<ForwardPass, S>(&mut self.forward, pass),
+            Row::Cpu(operation) => put::<CpuOperations, S>(&mut self.cpu, operation),
+            Row::Batch(batch) => put::<BatchUtilization, S>(&mut self.batch, batch),
+            Row::Capture(capture) => put::<Captures, S>(&mut self.captures, capture),
+            Row::Replay(replay) => put::<Timeline, S>(&mut self.replays, replay),
+            Row::Lifecycle(request) => put::<Lifecycles, S>(&mut self.lifecycles, request),
+            Row::RequestEvent(event) => put::<RequestEvents, S>(&mut self.request_events, event),
+            Row::KvUsage(usage) => put::<KvUsage, S>(&mut self.kv_usage, usage),
+            Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
+            Row::Step(_) => Ok(()),
+        }
+    }
+
+    /// The rows that are known at the end only.
+    pub(super) fn rest(&mut self, answers: &Answers) -> Result<(), Error> {
+        for usage in answers.cuda_graphs.iter().flat_map(|graphs| &graphs.usage) {
+            put::<GraphUsage, S>(&mut self.graph_usage, usage)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_tables(self) -> impl Iterator<Item = S> {
+        [
+            self.forward,
+            self.cpu,
+            self.batch,
+            self.captures,
+            self.replays,
+            self.graph_usage,
+            self.lifecycles,
+            self.request_events,
+            self.kv_usage,
+            self.kv_evictions,
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+/// A table in memory.
+#[derive(Debug, Clone)]
+pub struct ArrowTable {
+    /// Its name.
+    pub name: &'static str,
+    /// Its columns: 64-bit floating-point and whole numbers, booleans, texts, and texts by number where few are many times there.
+    pub schema: SchemaRef,
+    /// Its rows. A text keeps its number from batch to batch.
+    pub batches: Vec<RecordBatch>,
+}
+
+impl ArrowTable {
+    /// How many rows it has.
+    pub fn rows(&self) -> usize {
+        self.batches.iter().map(RecordBatch::num_rows).sum()
+    }
+}
+
+/// A table that is being gathered in memory.
+pub(super) struct ArrowRows {
+    name: &'static str,
+    columns: Columns,
+    batches: Vec<RecordBatch>,
+}
+
+impl ArrowRows {
+    pub(super) fn new(name: &'static str, columns: &[Column]) -> Self {
+        Self { name, columns: Columns::new(columns), batches: Vec::new() }
+    }
+
+    fn close_batch(&mut self) -> Result<(), Error> {
+        let batch =
+            self.columns.take().map_err(|error| Error::Columns { table: self.name, cause: error.to_string() })?;
+        self.batches.push(batch);
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Result<ArrowTable, Error> {
+        if !self.columns.is_empty() {
+            self.close_batch()?;
+        }
+        Ok(ArrowTable { name: self.name, schema: self.columns.schema(), batches: self.batches })
+    }
+}
+
+impl Sink for ArrowRows {
+    #[inline]
+    fn row<T: Table>(&mut self, row: &T::Row<'_>) -> Result<(), Error> {
+        if self.columns.row::<T>(row) { self.close_batch() } else { Ok(()) }
+    }
+}
