@@ -52,7 +52,15 @@ def build_with_cargo() -> None:
     build = subprocess.run(
         [
             os.environ.get("CARGO", "cargo"),
-            *("build", "--release", "--locked", "--package", "profilemate-cli", "--package", "profilemate-notebook"),
+            *(
+                "build",
+                "--release",
+                "--locked",
+                "--package",
+                "profilemate-cli",
+                "--package",
+                "profilemate-notebook",
+            ),
             *("--bin", "profilemate", "--lib", "--message-format", "json-render-diagnostics"),
         ],
         cwd=ROOT,
@@ -65,12 +73,19 @@ def build_with_cargo() -> None:
         sys.exit(f"cargo could not build the profilemate command (exit code {build.returncode})")
     # Where cargo puts its output depends on the user's settings, so it is asked.
     artifacts = [
-        message for message in map(json.loads, build.stdout.splitlines()) if message.get("reason") == "compiler-artifact"
+        message
+        for message in map(json.loads, build.stdout.splitlines())
+        if message.get("reason") == "compiler-artifact"
     ]
     lay(BINARY, [artifact["executable"] for artifact in artifacts if artifact.get("executable")])
     lay(
         NOTEBOOK_MODULE,
-        [file for artifact in artifacts if artifact["target"]["name"] == "_session" for file in artifact["filenames"]],
+        [
+            file
+            for artifact in artifacts
+            if artifact["target"]["name"] == "_session"
+            for file in artifact["filenames"]
+        ],
     )
 
 

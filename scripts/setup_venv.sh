@@ -71,6 +71,11 @@ install_tools() {
     install --group test
 }
 
+install_notebook_libraries() {
+    say "installing pandas, polars, pyarrow and duckdb, each alone, for the tests of notebooks"
+    logged "$log" scripts/setup_notebook_libraries.sh "$venv/notebook" "$venv/bin/uv" "$venv/bin/python"
+}
+
 install_ours() {
     say "building and installing ProfileMate"
     install --no-deps --reinstall-package profilemate .
@@ -86,5 +91,6 @@ sources() {
 
 step vllm "$vllm_pins" install_vllm
 step tools "$(sed -n '/^\[dependency-groups\]/,/^$/p' pyproject.toml)" install_tools
+step notebook "$(<scripts/setup_notebook_libraries.sh)" install_notebook_libraries
 ours_wanted=$(sources)
 step ours "$ours_wanted" install_ours

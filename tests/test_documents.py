@@ -33,10 +33,9 @@ def written() -> dict[str, list[str]]:
     found = {}
     for file in (ROOT / "crates" / "output" / "src" / "tables").glob("*.rs"):
         source = file.read_text(encoding="utf-8")
-        names = re.findall(r'"(\w+\.csv)"', source)
-        columns = re.findall(r"COLUMNS: &\[&str\] =\s*&\[(.*?)\]", source, re.DOTALL)
-        for name, quoted in zip(names, columns, strict=True):
-            found[name] = re.findall(r'"(\w+)"', quoted)
+        for table in re.findall(r"^table! \{\n(.*?)^\}", source, re.DOTALL | re.MULTILINE):
+            (name,) = re.findall(r'^    \w+ = "(\w+)", of ', table, re.MULTILINE)
+            found[f"{name}.csv"] = re.findall(r"^    (\w+): \w+\(.*\),$", table, re.MULTILINE)
     return found
 
 
