@@ -2,16 +2,15 @@
 
 How a document is read:
 
-- A fenced block of `sh`, `bash`, or no language is run by bash; one of `python` by Python. They run in a folder of their own,
-  beside copies of recorded sessions. Blocks of other languages (`text`, `toml`, …) are shown, not run.
-- A comment on the line above the fence says what is special about the block:
-  `<!-- not run: REASON -->` (one of NOT_RUN), `<!-- exits with 3 -->`, `<!-- session: gpu -->` (which of SESSIONS the
-  block is about, instead of `real_preempting`), `<!-- output -->` (a block of text: what the block before it printed, where a
-  line `…` stands for any lines).
-- SESSION, BASE, CANDIDATE and the like are folders in that folder (LINKS). Words in capitals that stand for a number or an
-  id are replaced (PLACEHOLDERS). A session in /tmp/vllm_profiling is the block's session.
+- A fenced block of `sh`, `bash`, or no language is run by bash; one of `python` by Python. They run in a folder of
+  their own, beside copies of recorded sessions. Blocks of SHOWN languages are not run; there are no others.
+- A comment on the line above the fence says what is special about the block: `<!-- not run: REASON -->` (of NOT_RUN),
+  `<!-- exits with 3 -->`, `<!-- session: gpu -->` (which of SESSIONS the block is about, instead of `real_preempting`),
+  `<!-- output -->` (a block of text: what the block before it printed, where a line `…` stands for any lines).
+- SESSION, BASE, CANDIDATE and the like are folders in that folder (LINKS). Words in capitals that stand for a number or
+  an id are replaced (PLACEHOLDERS). A session in /tmp/vllm_profiling is the block's session.
 
-`UPDATE_DOCUMENTS=1 pytest tests/test_snippets.py` writes the outputs anew: look at the differences before they are committed.
+`UPDATE_DOCUMENTS=1 pytest tests/test_snippets.py` writes outputs anew: look at the differences before committing them.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,7 @@ NOT_RUN = {
 }
 _NAME = "session_20250101_120000_c0ffee"
 _SHELL = ("sh", "bash", "")
+SHOWN = ("text", "toml", "json", "csv", "sql")
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[^`\s]*)[^`]*$")
 _COMMENT = re.compile(r"<!-- (?P<text>.*?) -->")
 
@@ -116,7 +117,7 @@ BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 #: What each block prints, if the document says it.
 OUTPUTS = {
     block.place: after
-    for block, after in zip(BLOCKS, BLOCKS[1:], strict=False)
+    for block, after in pairwise(BLOCKS)
     if block.is_code and after.is_output and block.document == after.document
 }
 RUN = [block for block in BLOCKS if block.is_code and block.note("not run:") is None]
@@ -128,7 +129,10 @@ def test_the_documents_have_snippets() -> None:
 
 
 def test_no_block_is_left_out_without_a_known_reason() -> None:
+    for document in DOCUMENTS:
+        assert "\n~~~" not in document.read_text(encoding="utf-8"), f"{document}: a fence that is not looked at"
     for block in BLOCKS:
+        assert block.is_code or block.language in SHOWN, f"{block.place}: is {block.language!r} to be run?"
         for note in block.notes:
             assert re.fullmatch(r"not run: .*|exits with \d+|session: \w+|output", note), f"{block.place}: {note}"
         reason = block.note("not run:")
@@ -157,7 +161,7 @@ def code(block: Block, output_dir: Path, request_id: str) -> str:
     text = text.replace("/tmp/vllm_profiling", str(output_dir))
     if block.language in _SHELL:
         for word, value in {**PLACEHOLDERS, "ID": request_id}.items():
-            text = re.sub(rf"(?<![\w$-]){word}(?!\w)", lambda _, value=value: value, text)
+            text = re.sub(rf"(?<![\w$-]){word}(?!\w)", value.replace("\\", r"\\"), text)
     return text
 
 
