@@ -10,20 +10,20 @@ from support.tables import COLUMNS, SUMMARIES
 ROOT = Path(__file__).parents[1]
 
 
-def settings() -> list[tuple[str, str, str]]:
-    """Key, variable and default of every setting, from where they are defined."""
+def settings() -> list[tuple[str, str, str, str]]:
+    """Key, variable, default and help of every setting, from where they are defined."""
     source = (ROOT / "crates" / "settings" / "src" / "lib.rs").read_text(encoding="utf-8")
     table = source[source.index("pub const SETTINGS") : source.index("/// A value that could not be used.")]
     string = r'"([^"]*)"'
-    whole = rf"key: {string},\s*variable: {string},.*?default: {string}"
-    short = rf"switch\(\s*{string},\s*{string},\s*{string},"
+    whole = rf"key: {string},\s*variable: {string},.*?default: {string},\s*help: {string}"
+    short = rf"switch\(\s*{string},\s*{string},\s*{string},\s*{string}"
     matches = [*re.finditer(whole, table, re.DOTALL), *re.finditer(short, table)]
-    return [(match[1], match[2], match[3]) for match in sorted(matches, key=re.Match.start)]
+    return [(match[1], match[2], match[3], match[4]) for match in sorted(matches, key=re.Match.start)]
 
 
-def test_every_setting_is_in_the_readme_with_its_default() -> None:
+def test_every_setting_is_in_the_readme_with_its_default_and_help() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| `(PROFILEMATE_\w+)` \| `([^`]*)` \|", readme, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| `(PROFILEMATE_\w+)` \| `([^`]*)` \| (.*) \|$", readme, re.MULTILINE)
     assert rows == settings()
     assert len(rows) > 15
 
@@ -86,7 +86,22 @@ def test_every_finding_is_described() -> None:
 
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:
-    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target, part in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", document.read_text(encoding="utf-8")):
             if "://" not in target:
-                assert (document.parent / target).exists(), f"{document.name}: {target}"
+                file = document.parent / target if target else document
+                assert file.exists(), f"{document.name}: {target}"
+                assert not part or part in headings(file), f"{document.name}: {target}#{part}"
+
+
+def headings(document: Path) -> set[str]:
+    """What a document's headings are called in links to them."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_guide_is_in_the_index() -> None:
+    folder = ROOT / "docs"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    for document in folder.rglob("*.md"):
+        assert document.name == "README.md" or f"({document.relative_to(folder)})" in index, document

@@ -126,8 +126,13 @@ impl Session {
             Err(cause) => return Err(Error::Io { path: folder.to_path_buf(), cause }),
         };
         let raw = folder.join(RAW_FOLDER);
-        if !raw.is_dir() {
-            return Err(Error::NotASession(folder));
+        match raw.metadata() {
+            Ok(found) if found.is_dir() => {}
+            // A session of another user cannot be looked into: that it is none would be wrong.
+            Err(cause) if !matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(Error::Io { path: raw, cause });
+            }
+            _ => return Err(Error::NotASession(folder)),
         }
         let survey = folder::survey(&raw)?;
         if survey.logs.is_empty() && survey.orphan_records + survey.orphan_damaged == 0 {

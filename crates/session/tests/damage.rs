@@ -277,6 +277,10 @@ fn folders_that_are_no_session_are_refused_in_one_sentence() {
     let message = |path: &Path| Session::open(path).unwrap_err().to_string();
     assert!(matches!(Session::open(&folder.path().join("nowhere")), Err(Error::Missing(_))));
     assert!(message(folder.path()).contains("is not a session"));
+    // A folder that cannot be looked into, by whoever runs the tests: a link that leads to itself.
+    std::os::unix::fs::symlink("raw", folder.path().join("raw")).unwrap();
+    assert!(message(folder.path()).starts_with("cannot read "), "{}", message(folder.path()));
+    fs::remove_file(folder.path().join("raw")).unwrap();
     fs::create_dir(folder.path().join("raw")).unwrap();
     assert!(message(folder.path()).contains("holds no raw log"));
     fs::write(folder.path().join("raw/worker-0-1.head"), "text").unwrap();
