@@ -187,6 +187,23 @@ fn export_makes_the_tables_and_says_where() {
 }
 
 #[test]
+fn export_writes_the_formats_that_are_asked_for() {
+    let room = Room::new();
+    let session = room.session("server");
+    let made = |format: &str| {
+        let folder = room.path(format);
+        let arguments =
+            ["export", session.to_str().unwrap(), "--format", format, "--output", folder.to_str().unwrap()];
+        assert!(room.output(&arguments).status.success(), "{format}");
+        let name = |end: &str| folder.join(format!("forward_pass_timing.{end}")).exists();
+        (name("csv"), name("parquet"), folder.join("metadata.json").exists())
+    };
+    assert_eq!(made("csv"), (true, false, true));
+    assert_eq!(made("parquet"), (false, true, true));
+    assert_eq!(made("both"), (true, true, true));
+}
+
+#[test]
 fn export_names_damage_and_keeps_the_rest() {
     let room = Room::new();
     let session = room.session("server");
