@@ -6,7 +6,8 @@ How a document is read:
   their own, beside copies of recorded sessions. Blocks of SHOWN languages are not run; there are no others.
 - A comment on the line above the fence says what is special about the block: `<!-- not run: REASON -->` (of NOT_RUN),
   `<!-- exits with 3 -->`, `<!-- session: gpu -->` (which of SESSIONS the block is about, instead of `real_preempting`),
-  `<!-- output -->` (a block of text: what the block before it printed, where a line `…` stands for any lines).
+  `<!-- continues -->` (it runs behind the block of its language before it), `<!-- output -->` (a block of text: what
+  the block before it printed, where a line `…` stands for any lines).
 - SESSION, BASE, CANDIDATE and the like are folders in that folder (LINKS). Words in capitals that stand for a number or
   an id are replaced (PLACEHOLDERS). A session in /tmp/vllm_profiling is the block's session.
 
@@ -134,7 +135,14 @@ def test_no_block_is_left_out_without_a_known_reason() -> None:
     for block in BLOCKS:
         assert block.is_code or block.language in SHOWN, f"{block.place}: is {block.language!r} to be run?"
         for note in block.notes:
-            assert re.fullmatch(r"not run: .*|exits with \d+|session: \w+|output", note), f"{block.place}: {note}"
+            assert re.fullmatch(r"not run: .*|exits with \d+|session: \w+|continues|output", note), (
+                f"{block.place}: {note}"
+            )
+        if block.note("continues") is not None:
+            before = [
+                other for other in RUN if (other.document, other.language) == (block.document, block.language)
+            ]
+            assert before[0] != block, f"{block.place}: there is nothing that it continues"
         reason = block.note("not run:")
         assert reason is None or (block.is_code and reason in NOT_RUN), f"{block.place}: {reason}"
         assert block.note("session:") in {None, *SESSIONS}, block.place
@@ -155,9 +163,17 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def whole(block: Block) -> str:
+    """The block, behind those that it continues."""
+    if block.note("continues") is None:
+        return block.text
+    before = [other for other in RUN if (other.document, other.language) == (block.document, block.language)]
+    return f"{whole(before[before.index(block) - 1])}\n{block.text}"
+
+
 def code(block: Block, output_dir: Path, request_id: str) -> str:
     """The block with its placeholders replaced."""
-    text = re.sub(r"/tmp/vllm_profiling/session_\w+", str(output_dir / _NAME), block.text)
+    text = re.sub(r"/tmp/vllm_profiling/session_\w+", str(output_dir / _NAME), whole(block))
     text = text.replace("/tmp/vllm_profiling", str(output_dir))
     if block.language in _SHELL:
         for word, value in {**PLACEHOLDERS, "ID": request_id}.items():
