@@ -15,6 +15,7 @@ mod page;
 mod sampling;
 mod sections;
 
+use std::io;
 use std::path::Path;
 
 use profilemate_analysis::{Answers, Row};
@@ -95,16 +96,15 @@ impl Report {
 /// Puts a page into a file, which appears whole or not at all.
 ///
 /// # Errors
-/// When it cannot be written.
-pub fn write(page: &str, path: &Path) -> Result<(), Error> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+/// What the system said.
+pub fn write(page: &str, path: &Path) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::IsADirectory, "it names no file"))?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cause = |error: Error| match error {
+        Error::Write { cause, .. } => cause,
+        Error::Session(error) => io::Error::other(error),
     };
-    let _turn = one_at_a_time(folder)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut file = NewFile::create(folder, &name)?;
-    file.write(page.as_bytes())?;
-    file.finish()?;
-    file.keep()
+    let _turn = one_at_a_time(folder).map_err(cause)?;
+    let mut file = NewFile::create(folder, &name.to_string_lossy()).map_err(cause)?;
+    file.append(page.as_bytes()).and_then(|()| file.finish()).and_then(|()| file.keep()).map_err(cause)
 }

@@ -172,8 +172,12 @@
   // ---- Tables ---------------------------------------------------------------------------------------------------
 
   const scrollers = [];
+  const labels = new Map();
   function scroller(label, child) {
-    const box = html("div", { class: "scroll", role: "region", "aria-label": label }, child);
+    // Several things may have the same name; what a reader hears of them is not the same.
+    const count = (labels.get(label) || 0) + 1;
+    labels.set(label, count);
+    const box = html("div", { class: "scroll", role: "region", "aria-label": count > 1 ? `${label} (${count})` : label }, child);
     scrollers.push(box);
     return box;
   }
@@ -357,7 +361,7 @@
     const size = () => ({ width: Math.max(240, plot.clientWidth), height: window.innerWidth < 600 ? 190 : 220 });
     const axis = { stroke: () => colour("muted"), grid: { stroke: () => colour("grid"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
     const padding = (width) => [10, hasLabels(block, width) ? LABELS : 12, 0, 0];
-    const options = {
+    const options = () => ({
       ...size(),
       padding: padding(size().width),
       legend: { show: false },
@@ -397,10 +401,10 @@
           },
         ],
       },
-    };
+    });
     let chart;
     const start = () => {
-      chart = new uPlot(options, data, plot);
+      chart = new uPlot(options(), data, plot);
       plot.addEventListener("keydown", (event) => {
         if (timeKey(event)) return;
         const ways = { ArrowLeft: -1, ArrowRight: 1, PageUp: -25, PageDown: 25, Home: -Infinity, End: Infinity };
@@ -710,7 +714,7 @@
       links.push(html("li", {}, html("a", { href: "#keys", text: "Keys and mouse" })));
     }
     const nav = html("nav", { "aria-label": "Sections" }, html("ul", {}, ...links));
-    const bar = hasTime ? html("div", { class: "timebar" }, controls) : null;
+    const bar = hasTime ? html("div", { class: "timebar", role: "region", "aria-label": "Time" }, controls) : null;
     document.body.append(header, html("div", { class: "columns" }, nav, html("div", { class: "content" }, bar, main)));
     document.title = page.title;
     let stored = "";

@@ -40,3 +40,10 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     }
     page::fitted(&text)
 }
+
+/// A [`summary()`] that says where the page is that goes with it.
+pub fn with_page(summary: &str, page: &Path) -> String {
+    let mut text = summary.to_owned();
+    page::line(&mut text, "page", &visible(&page.to_string_lossy()));
+    page::fitted(&text)
+}

@@ -127,7 +127,7 @@ impl Gathered {
         );
         let evicted = [("lifetime", &summary.all.lifetime), ("idle before eviction", &summary.all.idle)];
         let mut table =
-            Table::new("Evicted blocks that were followed, seconds", distribution_columns("", 3)).folded();
+            Table::new("Evicted blocks that were followed, seconds", distribution_columns("of", 3)).folded();
         for (name, of) in evicted {
             if let Some(of) = of {
                 table.row(distribution(name, of));

@@ -211,7 +211,7 @@ impl Gathered {
             ("From arrival to the end", "s", &summary.total_time, &self.total, 1e9),
             ("In the queue", "s", &summary.queue_time, &self.queue, 1e9),
         ];
-        let mut table = Table::new("Percentiles", distribution_columns("", 4));
+        let mut table = Table::new("Percentiles", distribution_columns("of", 4));
         for (name, unit, of, ..) in &said {
             if let Some(of) = of {
                 table.row(distribution(&format!("{name}, {unit}"), of));
@@ -319,7 +319,7 @@ impl Gathered {
             table.row(vec![named(reason).into(), percent(*count, summary.preemptions).into(), (*count).into()]);
         }
         section.push(table);
-        let mut table = Table::new("Seconds", distribution_columns("", 4));
+        let mut table = Table::new("Seconds", distribution_columns("of", 4));
         for (name, of) in [
             ("ran before it was preempted", &summary.running_before_preemption),
             ("waited until it was resumed", &summary.resume_delays),

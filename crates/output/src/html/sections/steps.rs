@@ -177,7 +177,7 @@ impl Gathered {
         let mut section = Section::new("batches", "Batch utilization")
             .lead("How full each step's batch was against the scheduler's limits, and what kept it from being larger.");
         let mut means = Table::new("Utilization", vec![
-            text(""),
+            text("of"),
             share("mean %"),
             number("limit", 0),
         ]);
@@ -267,7 +267,7 @@ impl Gathered {
             cpu.operations.iter().find(|(of, _)| *of == Name::EngineStep).map(|(_, times)| times)
         });
         let phases = answers.forward.as_ref().map_or(&[][..], |forward| &forward.phases);
-        let mut table = Table::new("Durations", times_columns(""));
+        let mut table = Table::new("Durations", times_columns("of"));
         if let Some(of) = engine {
             table.row(times("engine step", of));
         }
