@@ -70,6 +70,7 @@ impl Report {
         let whole = (0, i64::try_from(answers.duration_ns).unwrap_or(i64::MAX));
         let (from_ns, to_ns) = self.steps.range_ns().filter(|(from, to)| from < to).unwrap_or(whole);
         let sections = [
+            Some(sections::findings::section(answers)),
             sections::breakdown::section(answers),
             self.requests.latency(answers),
             self.steps.throughput(answers),

@@ -237,7 +237,8 @@
   // ---- Charts over time -----------------------------------------------------------------------------------------
 
   const LABELS = 130;
-  const hasLabels = (block, width) => block.names.length > 1 && width > 640;
+  // All charts keep the room for it, so that one moment is at the same place in each.
+  const hasLabels = (width) => width > 640;
 
   function series(block, at) {
     const dash = DASHES[at % DASHES.length];
@@ -273,7 +274,7 @@
 
   // The name of each series at its right end, so that nobody has to tell colours apart.
   function drawLabels(chart, block) {
-    if (!hasLabels(block, chart.width)) return;
+    if (!hasLabels(chart.width) || block.names.length < 2) return;
     const ratio = window.devicePixelRatio || 1;
     const context = chart.ctx;
     const { left, top, width, height } = chart.bbox;
@@ -337,11 +338,25 @@
       live,
     );
 
+    let chart;
     // A value holds for the length of its interval, the last one, too.
     const data = [block.x.slice(), ...block.y.map((ys) => ys.slice())];
     if (block.length && block.x.length) {
       data[0].push(block.x[block.x.length - 1] + block.length);
       for (const ys of data.slice(1)) ys.push(ys[ys.length - 1]);
+    }
+
+    // A step that began before the time that is shown is still there.
+    function greatestStep() {
+      let greatest = 0;
+      data.slice(1).forEach((ys, series) => {
+        if (!chart.series[series + 1].show) return;
+        ys.forEach((y, at) => {
+          const ends = at + 1 < data[0].length ? data[0][at + 1] : data[0][at];
+          if (data[0][at] <= range[1] && ends >= range[0]) greatest = Math.max(greatest, y ?? 0);
+        });
+      });
+      return greatest;
     }
 
     function read(chart, isSaid) {
@@ -360,7 +375,7 @@
 
     const size = () => ({ width: Math.max(240, plot.clientWidth), height: window.innerWidth < 600 ? 190 : 220 });
     const axis = { stroke: () => colour("muted"), grid: { stroke: () => colour("grid"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
-    const padding = (width) => [10, hasLabels(block, width) ? LABELS : 12, 0, 0];
+    const padding = (width) => [10, hasLabels(width) ? LABELS : 12, 0, 0];
     const options = () => ({
       ...size(),
       padding: padding(size().width),
@@ -370,12 +385,13 @@
         y: {
           range: (_chart, _least, most) => {
             if (block.most) return [0, block.most];
-            return [0, most > 0 ? most * 1.06 : 1];
+            const greatest = block.style === "steps" && chart ? greatestStep() : most;
+            return [0, greatest > 0 ? greatest * 1.06 : 1];
           },
         },
       },
       axes: [
-        { ...axis, space: 84, values: (_chart, splits, _axis, _space, step) => splits.map((at) => clock(at, step || 1)) },
+        { ...axis, size: 32, space: 84, values: (_chart, splits, _axis, _space, step) => splits.map((at) => clock(at, step || 1)) },
         { ...axis, size: 58, space: 34, values: (_chart, splits) => splits.map(tick) },
       ],
       series: [{}, ...block.names.map((_name, at) => series(block, at))],
@@ -402,7 +418,6 @@
         ],
       },
     });
-    let chart;
     const start = () => {
       chart = new uPlot(options(), data, plot);
       plot.addEventListener("keydown", (event) => {
@@ -448,7 +463,7 @@
   function logTicks(from, to) {
     const found = [];
     for (let power = Math.floor(Math.log10(from)); power <= Math.ceil(Math.log10(to)); power += 1) {
-      for (const factor of [1, 2, 5]) {
+      for (const factor of to / from > 8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9]) {
         const at = factor * 10 ** power;
         if (at >= from && at <= to) found.push(at);
       }
@@ -464,8 +479,8 @@
     const [first, last] = [block.edges[0], block.edges[block.edges.length - 1]];
     function draw() {
       const width = Math.max(240, plot.clientWidth);
-      const height = 168;
-      const margin = { left: 44, right: 12, top: 34, bottom: 24 };
+      const height = 176;
+      const margin = { left: 44, right: 12, top: 42, bottom: 24 };
       const inner = { width: width - margin.left - margin.right, height: height - margin.top - margin.bottom };
       const x = (value) => margin.left + (inner.width * Math.log(value / first)) / Math.log(last / first);
       const most = Math.max(...block.counts);
@@ -492,20 +507,16 @@
         free = x(at);
         picture.append(svg("text", { x: x(at), y: height - 6, "text-anchor": "middle", text: tick(at) }));
       }
-      // Names of marks that are close to each other stand on two lines.
-      let before = -Infinity;
-      let row = 0;
-      for (const [name, value] of block.marks) {
+      // Each name stands on a line of its own: marks may be close to each other.
+      block.marks.forEach(([name, value], row) => {
         const at = Math.min(Math.max(x(Math.max(value, first)), margin.left), width - margin.right);
         const label = `${name} ${number(value, value >= 100 ? 0 : value >= 1 ? 2 : 4)}`;
-        row = at - before < label.length * 6.4 + 8 ? (row + 1) % 3 : 0;
-        before = at;
         const isLeft = at > width - 90;
         picture.append(
-          svg("line", { class: "mark", x1: at, x2: at, y1: 2 + row * 11, y2: floor }),
-          svg("text", { class: "mark", x: at + (isLeft ? -4 : 4), y: 11 + row * 11, "text-anchor": isLeft ? "end" : "start", text: label }),
+          svg("line", { class: "mark", x1: at, x2: at, y1: 2 + row * 12, y2: floor }),
+          svg("text", { class: "mark", x: at + (isLeft ? -4 : 4), y: 11 + row * 12, "text-anchor": isLeft ? "end" : "start", text: label }),
         );
-      }
+      });
       plot.replaceChildren(picture);
     }
     views.push({ start: draw, show: () => {}, point: () => {}, resize: draw, redraw: () => {} });
@@ -693,16 +704,15 @@
     for (const section of page.sections) {
       const heading = html("h2", { id: section.id, tabindex: "-1", text: section.title });
       const box = html("section", { "aria-labelledby": section.id }, heading, section.lead ? html("p", { class: "lead", text: section.lead }) : null);
-      let halves = null;
+      // Histograms, and tables that are open, stand side by side where there is room.
+      let beside = null;
+      let kind = null;
       for (const block of section.blocks) {
         const drawn = KINDS[block.kind](block);
-        if (block.kind === "histogram") {
-          if (!halves) box.append((halves = html("div", { class: "halves" })));
-          halves.append(drawn);
-        } else {
-          halves = null;
-          box.append(drawn);
-        }
+        const now = block.kind === "histogram" ? "halves" : block.kind === "table" && !block.is_folded ? "tables" : null;
+        if (now && now !== kind) box.append((beside = html("div", { class: now })));
+        (now ? beside : box).append(drawn);
+        kind = now;
       }
       main.append(box);
     }

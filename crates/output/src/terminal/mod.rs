@@ -17,7 +17,7 @@ use std::path::Path;
 use profilemate_analysis::Answers;
 use profilemate_session::Session;
 
-pub(crate) use self::page::{duration, grouped};
+pub(crate) use self::findings::change;
 use crate::text::visible;
 
 /// The summary; `tables` is the folder with the tables, when there are any; it is named if it is not the session's own.

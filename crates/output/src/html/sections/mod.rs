@@ -2,6 +2,7 @@
 
 pub(super) mod breakdown;
 pub(super) mod cuda_graphs;
+pub(super) mod findings;
 pub(super) mod kv_cache;
 pub(super) mod overview;
 pub(super) mod requests;
@@ -12,7 +13,7 @@ use profilemate_analysis::statistics::{Distribution, Statistics};
 
 use super::model::{Cell, Chart, Column, Histogram, Number, Style, number, text};
 use super::sampling::{self, Buckets, Counts, Sampled};
-use crate::terminal::grouped;
+use crate::terminal::page::grouped;
 
 /// Buckets of a chart over steps: about as many as a wide screen has room for.
 const BUCKETS: usize = 1_000;
@@ -32,13 +33,18 @@ fn maybe_seconds(ns: Option<i64>) -> Number {
     ns.map_or(Number(f64::NAN), seconds)
 }
 
+/// At most three digits behind the point, and none that say nothing.
+fn digits(value: f64) -> String {
+    format!("{value:.3}").trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// A length of time in the unit that suits it.
 fn length(ns: i64) -> String {
     let ns = ns as f64;
     match ns {
         short if short < 1e6 => format!("{:.0} us", short / 1e3),
-        middle if middle < 1e9 => format!("{:.3} ms", middle / 1e6),
-        long => format!("{:.3} s", long / 1e9),
+        middle if middle < 1e9 => format!("{} ms", digits(middle / 1e6)),
+        long => format!("{} s", digits(long / 1e9)),
     }
 }
 
@@ -104,7 +110,13 @@ fn counted<const N: usize>(
                 rows.push((before_ns, [0; N]));
             }
         }
+        if rows.is_empty() && before_ns >= 0 {
+            rows.push((before_ns, [0; N]));
+        }
         rows.push((begin_ns, *values));
+    }
+    if let Some((last_ns, _)) = rows.last() {
+        rows.push((last_ns + width_ns, [0; N]));
     }
     let series: Vec<usize> = (0..N).filter(|series| rows.iter().any(|(_, values)| values[*series] > 0)).collect();
     (!series.is_empty()).then(|| Chart {
@@ -136,7 +148,8 @@ fn histogram(
     marks: &[(&str, f64)],
 ) -> Option<Histogram> {
     let (mut edges, mut counts) = samples.finish();
-    if counts.is_empty() {
+    // One column says nothing that the percentiles do not say.
+    if counts.len() < 2 {
         return None;
     }
     while counts.len() > MOST_BARS {
@@ -227,7 +240,7 @@ mod tests {
         }
         let chart = counted("x", "", ["x"], &counts).unwrap();
         let rows: Vec<(f64, f64)> = chart.x.iter().zip(&chart.y[0]).map(|(x, y)| (x.0, y.0)).collect();
-        assert_eq!(rows, [(0.0, 2.0), (0.125, 0.0), (1.875, 0.0), (2.0, 1.0), (2.125, 1.0)]);
+        assert_eq!(rows, [(0.0, 2.0), (0.125, 0.0), (1.875, 0.0), (2.0, 1.0), (2.125, 1.0), (2.25, 0.0)]);
         assert!(counted("x", "", ["x"], &Buckets::<Counts<1>>::new(1, 1)).is_none());
     }
 

@@ -132,7 +132,7 @@ pub(in crate::html) struct Gathered {
 
 impl Gathered {
     pub(in crate::html) fn new() -> Self {
-        let stretches = || Buckets::new(1_000_000, STRETCHES);
+        let stretches = || Buckets::new(1_000, STRETCHES);
         Self {
             total: Histogram::new(),
             ttft: Histogram::new(),
@@ -233,7 +233,7 @@ impl Gathered {
             ];
             let mut table = Table::new("What the time of requests consists of", columns).note(format!(
                 "Over the {} requests that are over and whose beginning is known. The parts of a request add up to its time.",
-                crate::terminal::grouped(latency.requests)
+                crate::terminal::page::grouped(latency.requests)
             ));
             for (part, of) in &latency.parts {
                 table.row(vec![
@@ -282,7 +282,7 @@ impl Gathered {
                 "{} of {} requests: of those that arrived in each {}, the one that took longest and the one that waited \
                  longest for its first token; and those that were not over. Of several preemptions the first is drawn.",
                 requests.len(),
-                crate::terminal::grouped(self.seen),
+                crate::terminal::page::grouped(self.seen),
                 length(stretch_ns)
             )
         } else {
@@ -300,7 +300,7 @@ impl Gathered {
     /// Who was thrown out of the batch, and what that cost.
     pub(in crate::html) fn preemptions(&mut self, answers: &Answers) -> Option<Section> {
         let summary = answers.requests.as_ref()?;
-        let grouped = crate::terminal::grouped;
+        let grouped = crate::terminal::page::grouped;
         let mut section = Section::new("preemptions", "Preemptions");
         if summary.preemptions == 0 {
             let text = "No request was preempted.";

@@ -5,7 +5,7 @@ use profilemate_session::Session;
 
 use crate::date::iso8601;
 use crate::html::model::{Block, Section, Table, number, share, text};
-use crate::terminal::grouped;
+use crate::terminal::page::grouped;
 
 /// Most damages, hooks and processes that are listed; metadata.json has all.
 const MOST: usize = 200;
@@ -21,7 +21,7 @@ pub(in crate::html) fn cost(session: &Session, answers: &Answers) -> Section {
     ));
     let columns = vec![
         text("process"),
-        number("pid", 0),
+        text("pid"),
         number("mean us per step", 3),
         number("p99 us per step", 3),
         share("of its steps' time %"),
@@ -32,7 +32,7 @@ pub(in crate::html) fn cost(session: &Session, answers: &Answers) -> Section {
     for cost in &answers.overhead {
         table.row(vec![
             cost.process.as_str().into(),
-            u64::from(cost.pid).into(),
+            cost.pid.to_string().into(),
             (cost.mean_ns_per_step / 1e3).into(),
             (cost.p99_ns_per_step / 1e3).into(),
             cost.share_of_step_pct.into(),
@@ -94,7 +94,7 @@ pub(in crate::html) fn facts(session: &Session, answers: &Answers) -> Section {
     section.push(table);
     let columns = vec![
         text("process"),
-        number("pid", 0),
+        text("pid"),
         number("began at s", 3),
         number("ended at s", 3),
         text("how it ended"),
@@ -104,7 +104,7 @@ pub(in crate::html) fn facts(session: &Session, answers: &Answers) -> Section {
         let at = |ns: Option<u64>| ns.map(|ns| ns as f64 / 1e9);
         table.row(vec![
             format!("{}-{}", process.role, process.rank).into(),
-            u64::from(process.pid).into(),
+            process.pid.to_string().into(),
             at(process.started_ns).into(),
             at(process.ended_ns).into(),
             crate::metadata::ending(process.ending).into(),
