@@ -272,6 +272,9 @@ pub(crate) struct Chart {
     pub(crate) x: Vec<Number>,
     /// For each name a value for each x.
     pub(crate) y: Vec<Vec<Number>>,
+    /// Where not every point is there: the means of all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) means: Option<Means>,
     /// How long a value of [`Style::Steps`] holds, seconds: the last one ends somewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) length: Option<Number>,
@@ -280,6 +283,14 @@ pub(crate) struct Chart {
     pub(crate) most: Option<Number>,
     /// Digits behind the point.
     pub(crate) digits: u8,
+}
+
+/// Means over equal times, as many series as the chart has.
+#[derive(Debug, Serialize)]
+pub(crate) struct Means {
+    /// The middle of each, seconds.
+    pub(crate) x: Vec<Number>,
+    pub(crate) y: Vec<Vec<Number>>,
 }
 
 /// How often which duration was seen.

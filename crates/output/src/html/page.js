@@ -27,7 +27,7 @@
   const formats = new Map();
   function number(value, digits) {
     if (value === null || value === undefined) return "–";
-    if (value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits) return value.toPrecision(2);
+    if (value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits) return `<${(10 ** -digits).toFixed(digits)}`;
     let format = formats.get(digits);
     if (!format) {
       format = new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
@@ -228,11 +228,17 @@
     return html("div", { class: "block" }, html("h3", { text: block.title }), note(block.note), make());
   }
 
-  function numbersOf(title, columns, rows) {
-    return folded(`The numbers (${number(rows.length, 0)} ${rows.length === 1 ? "row" : "rows"})`, () => [
+  function numbersOf(title, columns, rows, what = "The numbers") {
+    return folded(`${what} (${number(rows.length, 0)} ${rows.length === 1 ? "row" : "rows"})`, () => [
       scroller(`Numbers: ${title}`, plainTable(title, columns, rows)),
     ]);
   }
+
+  // Steps of a scale of time that people can think in, seconds.
+  const STEPS = [
+    ...[-9, -8, -7, -6, -5, -4, -3, -2, -1].flatMap((power) => [1, 2, 5].map((factor) => +(factor * 10 ** power).toPrecision(1))),
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800,
+  ];
 
   // ---- Charts over time -----------------------------------------------------------------------------------------
 
@@ -244,11 +250,12 @@
     const dash = DASHES[at % DASHES.length];
     const common = { label: block.names[at], stroke: () => colour(seriesColour(at)), spanGaps: true };
     if (block.style === "points") return { ...common, paths: () => null, points: { show: false } };
+    if (block.means) return { ...common, width: 1, alpha: 0.3, points: { show: false } };
     const line = { ...common, width: 1.5, dash, points: { show: false } };
     return block.style === "steps" ? { ...line, spanGaps: false, paths: uPlot.paths.stepped({ align: 1 }) } : line;
   }
 
-  function drawPoints(chart) {
+  function drawPoints(chart, block) {
     const context = chart.ctx;
     const ratio = window.devicePixelRatio || 1;
     const { left, top, width, height } = chart.bbox;
@@ -257,6 +264,7 @@
     context.rect(left, top, width, height);
     context.clip();
     context.lineWidth = ratio;
+    context.globalAlpha = block.means ? 0.3 : 1;
     const xs = chart.data[0];
     for (let at = 1; at < chart.series.length; at += 1) {
       if (!chart.series[at].show) continue;
@@ -266,9 +274,41 @@
         if (ys[place] === null || xs[place] < chart.scales.x.min || xs[place] > chart.scales.x.max) continue;
         const x = chart.valToPos(xs[place], "x", true);
         const y = chart.valToPos(ys[place], "y", true);
-        shape(context, SHAPES[(at - 1) % SHAPES.length], x, y, 6 * ratio);
+        shape(context, SHAPES[(at - 1) % SHAPES.length], x, y, (block.means ? 4 : 6) * ratio);
       }
     }
+    context.restore();
+  }
+
+  // Where a chart has too many points to follow one by one, their means are what leads the eye.
+  function drawMeans(chart, block) {
+    const context = chart.ctx;
+    const ratio = window.devicePixelRatio || 1;
+    const { left, top, width, height } = chart.bbox;
+    const { min, max } = chart.scales.x;
+    context.save();
+    context.beginPath();
+    context.rect(left, top, width, height);
+    context.clip();
+    context.lineWidth = 2 * ratio;
+    context.lineJoin = "round";
+    const xs = block.means.x;
+    block.means.y.forEach((ys, series) => {
+      if (!chart.series[series + 1].show) return;
+      context.strokeStyle = colour(seriesColour(series));
+      context.setLineDash(DASHES[series % DASHES.length].map((length) => length * ratio));
+      context.beginPath();
+      let isFirst = true;
+      for (let at = 0; at < xs.length; at += 1) {
+        // One on either side of what is shown.
+        if (ys[at] === null || (xs[at + 1] ?? xs[at]) < min || (xs[at - 1] ?? xs[at]) > max) continue;
+        const place = [chart.valToPos(xs[at], "x", true), chart.valToPos(ys[at], "y", true)];
+        if (isFirst) context.moveTo(...place);
+        else context.lineTo(...place);
+        isFirst = false;
+      }
+      context.stroke();
+    });
     context.restore();
   }
 
@@ -281,10 +321,11 @@
     const labels = [];
     for (let at = 1; at < chart.series.length; at += 1) {
       if (!chart.series[at].show) continue;
-      const ys = chart.data[at];
-      let place = chart.data[0].length - 1;
-      while (place >= 0 && (chart.data[0][place] > chart.scales.x.max || ys[place] === null)) place -= 1;
-      if (place < 0 || (block.style === "points" && chart.data[0][place] < chart.scales.x.min)) continue;
+      const xs = block.means ? block.means.x : chart.data[0];
+      const ys = block.means ? block.means.y[at - 1] : chart.data[at];
+      let place = xs.length - 1;
+      while (place >= 0 && (xs[place] > chart.scales.x.max || ys[place] === null)) place -= 1;
+      if (place < 0 || (block.style === "points" && xs[place] < chart.scales.x.min)) continue;
       labels.push({ at: at - 1, y: chart.valToPos(ys[place], "y", true) });
     }
     const gap = 14 * ratio;
@@ -391,7 +432,7 @@
         },
       },
       axes: [
-        { ...axis, size: 32, space: 84, values: (_chart, splits, _axis, _space, step) => splits.map((at) => clock(at, step || 1)) },
+        { ...axis, size: 32, space: 84, incrs: STEPS, values: (_chart, splits, _axis, _space, step) => splits.map((at) => clock(at, step || 1)) },
         { ...axis, size: 58, space: 34, values: (_chart, splits) => splits.map(tick) },
       ],
       series: [{}, ...block.names.map((_name, at) => series(block, at))],
@@ -403,7 +444,8 @@
       },
       hooks: {
         draw: [
-          (chart) => { if (block.style === "points") drawPoints(chart); },
+          (chart) => { if (block.style === "points") drawPoints(chart, block); },
+          (chart) => { if (block.means) drawMeans(chart, block); },
           (chart) => drawLabels(chart, block),
         ],
         setCursor: [(chart) => read(chart, false)],
@@ -453,8 +495,12 @@
       { name: "at s", kind: "number", digits: 6 },
       ...block.names.map((name) => ({ name: `${name}, ${block.unit}`, kind: "number", digits: block.digits })),
     ];
-    const rows = block.x.map((x, at) => [x, ...block.y.map((ys) => ys[at])]);
-    box.append(numbersOf(block.title, columns, rows));
+    const rowsOf = (of) => of.x.map((x, at) => [x, ...of.y.map((ys) => ys[at])]);
+    box.append(numbersOf(block.title, columns, rowsOf(block)));
+    if (block.means) {
+      const middle = [{ ...columns[0], name: "around s" }, ...columns.slice(1).map((column) => ({ ...column, digits: Math.max(3, column.digits) }))];
+      box.append(numbersOf(`${block.title}, means`, middle, rowsOf(block.means), "The means"));
+    }
     return box;
   }
 
@@ -566,6 +612,8 @@
       const picture = svg("svg", { width: 28, height: 12, "aria-hidden": "true", class: "swatch" }, svg("rect", { class: `part ${name}`, x: 0.5, y: 1.5, width: 27, height: 9 }));
       legend.append(html("span", { class: "key" }, picture, html("span", { text })));
     }
+    const aligned = html("input", { type: "checkbox", id: newId() });
+    legend.append(html("span", { class: "key" }, aligned, html("label", { for: aligned.id, text: "line up at the arrival" })));
     const axis = html("div", { class: "axis" });
     const rows = html("div", { class: "rows scroll", tabindex: "0", role: "region", "aria-label": `${block.title}; plus and minus zoom, shift and arrows move, 0 shows all` });
     const count = html("p", { class: "note", role: "status" });
@@ -581,18 +629,27 @@
     const lives = block.requests.map((request) => ({ request, parts: partsOf(request) }));
     const begin = (life) => life.parts.reduce((least, part) => Math.min(least, part[1]), Infinity);
     const end = (life) => life.parts.reduce((most, part) => Math.max(most, part[2]), -Infinity);
+    // Requests of seconds in a run of an hour are dots; lined up they can be compared.
+    const longest = lives.reduce((most, life) => Math.max(most, end(life) - begin(life)), 0);
+    aligned.checked = longest > 0 && longest < (whole[1] - whole[0]) / 20;
+    aligned.addEventListener("change", draw);
     function draw() {
       const width = Math.max(300, rows.clientWidth);
       const names = width < 600 ? 96 : 190;
-      const [from, to] = range;
+      const shown = lives.filter((life) => begin(life) <= range[1] && end(life) >= range[0]);
+      const most = shown.reduce((most, life) => Math.max(most, end(life) - begin(life)), 0);
+      const [from, to] = aligned.checked ? [0, most || 1] : range;
       const x = (at) => names + ((width - names - 8) * (at - from)) / (to - from);
       const clip = (at) => Math.min(Math.max(x(at), names), width - 4);
-      const seen = lives.filter((life) => begin(life) <= to && end(life) >= from);
+      const seen = shown.map(({ request, parts }) => {
+        const zero = aligned.checked ? begin({ parts }) : 0;
+        return { request, parts: parts.map(([name, a, b]) => [name, a - zero, b - zero]) };
+      });
       const picture = svg("svg", { width, height: Math.max(ROW, seen.length * ROW), role: "img", "aria-label": `${seen.length} requests; the table below has their times` });
       seen.forEach(({ request, parts }, row) => {
         const y = row * ROW;
-        const most = Math.floor((names - 8) / 6.8);
-        const id = request.id.length > most ? `${request.id.slice(0, most - 1)}…` : request.id;
+        const room = Math.floor((names - 8) / 7);
+        const id = request.id.length > room ? `${request.id.slice(0, room - 1)}…` : request.id;
         const words = parts.map(([name, a, b]) => `${PARTS.find((part) => part[0] === name)[1]} ${number(b - a, 4)} s`);
         const bar = svg("g", {}, svg("title", { text: `${request.id}: ${words.join(", ")}; ${request.reason}` }));
         if (row % 2) bar.append(svg("rect", { class: "stripe", x: 0, y, width, height: ROW }));
@@ -606,7 +663,8 @@
       });
       rows.replaceChildren(picture);
       const scale = svg("svg", { width, height: 20, "aria-hidden": "true" });
-      const step = niceStep((to - from) / Math.max(2, (width - names) / 110));
+      const least = (to - from) / Math.max(2, (width - names) / 110);
+      const step = STEPS.find((step) => step >= least) || least;
       for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
         scale.append(svg("line", { class: "gridline", x1: x(at), x2: x(at), y1: 15, y2: 20 }), svg("text", { x: Math.min(x(at), width - 22), y: 12, "text-anchor": "middle", text: clock(at, step) }));
       }
@@ -623,12 +681,6 @@
     ];
     box.append(numbersOf(block.title, columns, block.requests.map((request) => [request.id, ...fields.map(([name]) => request[name]), request.reason])));
     return box;
-  }
-
-  function niceStep(least) {
-    const power = 10 ** Math.floor(Math.log10(least));
-    for (const factor of [1, 2, 5, 10]) if (factor * power >= least) return factor * power;
-    return 10 * power;
   }
 
   // ---- Findings -------------------------------------------------------------------------------------------------

@@ -131,18 +131,26 @@ struct Kept<const K: usize> {
     greatest: Point<K>,
 }
 
+/// What is kept of one bucket.
 #[derive(Debug, Clone)]
-pub(super) struct Extremes<const K: usize>([Option<Kept<K>>; K]);
+struct Extremes<const K: usize> {
+    kept: [Option<Kept<K>>; K],
+    /// Sum and number of the values of each series.
+    sums: [(f64, u64); K],
+}
 
 impl<const K: usize> Default for Extremes<K> {
     fn default() -> Self {
-        Self([None; K])
+        Self { kept: [None; K], sums: [(0.0, 0); K] }
     }
 }
 
 impl<const K: usize> Merge for Extremes<K> {
     fn merge(&mut self, later: Self) {
-        for (series, (kept, later)) in self.0.iter_mut().zip(later.0).enumerate() {
+        for (sum, later) in self.sums.iter_mut().zip(later.sums) {
+            *sum = (sum.0 + later.0, sum.1 + later.1);
+        }
+        for (series, (kept, later)) in self.kept.iter_mut().zip(later.kept).enumerate() {
             let Some(later) = later else { continue };
             let Some(kept) = kept else {
                 *kept = Some(later);
@@ -199,7 +207,9 @@ impl<const K: usize> Sampled<K> {
             if values[series].is_nan() {
                 continue;
             }
-            match &mut bucket.0[series] {
+            let (sum, count) = bucket.sums[series];
+            bucket.sums[series] = (sum + values[series], count + 1);
+            match &mut bucket.kept[series] {
                 Some(kept) => kept.take(series, point),
                 empty => *empty = Some(Kept { first: point, last: point, least: point, greatest: point }),
             }
@@ -211,13 +221,23 @@ impl<const K: usize> Sampled<K> {
         self.seen
     }
 
+    /// For the middle of each bucket the means of its values.
+    pub(super) fn means(&self) -> Vec<Point<K>> {
+        let half_ns = self.buckets.width_ns() / 2;
+        let mean = |(sum, count): (f64, u64)| if count > 0 { sum / count as f64 } else { f64::NAN };
+        self.buckets
+            .iter()
+            .map(|(begin_ns, of)| Point { at_ns: begin_ns.saturating_add(half_ns), values: of.sums.map(mean) })
+            .collect()
+    }
+
     /// The points that are left, in the order of time, and the width of a bucket in nanoseconds.
     pub(super) fn finish(self) -> (Vec<Point<K>>, i64) {
         let width_ns = self.buckets.width_ns();
         let mut points: Vec<Point<K>> = Vec::new();
         for bucket in self.buckets.into_values() {
             let from = points.len();
-            let kept = bucket.0.into_iter().flatten();
+            let kept = bucket.kept.into_iter().flatten();
             points.extend(kept.flat_map(|kept| [kept.first, kept.least, kept.greatest, kept.last]));
             points[from..].sort_by(|a, b| {
                 let values = a.values.iter().zip(&b.values);
@@ -282,6 +302,7 @@ mod tests {
                 sampled.push(*at_ns, *values);
             }
             prop_assert_eq!(sampled.seen(), input.len() as u64);
+            let means = sampled.means();
             let (output, width_ns) = sampled.finish();
             prop_assert!(output.len() <= most * 8, "{} points of {} buckets", output.len(), most);
             prop_assert!(output.windows(2).all(|pair| pair[0].at_ns <= pair[1].at_ns));
@@ -313,6 +334,10 @@ mod tests {
                     let at = |list: &[(i64, f64)], pick: fn(i64, i64) -> i64| {
                         list.iter().map(|(at, _)| *at).reduce(pick)
                     };
+                    let middle_ns = bucket * width_ns + width_ns / 2;
+                    let mean = means.iter().find(|point| point.at_ns == middle_ns).unwrap().values[series];
+                    let expected = of_input.iter().map(|(_, value)| value).sum::<f64>() / of_input.len() as f64;
+                    prop_assert!((mean - expected).abs() < 1e-6 || (mean.is_nan() && expected.is_nan()));
                     prop_assert_eq!(value(&of_input, f64::min), value(&of_output, f64::min));
                     prop_assert_eq!(value(&of_input, f64::max), value(&of_output, f64::max));
                     prop_assert_eq!(at(&of_input, i64::min), at(&of_output, i64::min));

@@ -11,7 +11,7 @@ pub(super) mod steps;
 
 use profilemate_analysis::statistics::{Distribution, Statistics};
 
-use super::model::{Cell, Chart, Column, Histogram, Number, Style, number, text};
+use super::model::{Cell, Chart, Column, Histogram, Means, Number, Style, number, text};
 use super::sampling::{self, Buckets, Counts, Sampled};
 use crate::terminal::page::grouped;
 
@@ -52,10 +52,10 @@ fn length(ns: i64) -> String {
 fn kept(points: usize, seen: u64, width_ns: i64) -> Option<String> {
     (seen > points as u64).then(|| {
         format!(
-            "{} of {} points: the first, the last, the least and the greatest of each {}, so no extreme is missing.",
+            "Thick: means over {length}. Thin: {} of {} points, the first, the last, the least and the greatest of each {length}.",
             grouped(points as u64),
             grouped(seen),
-            length(width_ns)
+            length = length(width_ns)
         )
     })
 }
@@ -69,14 +69,20 @@ fn chart<const K: usize>(
     sampled: Sampled<K>,
 ) -> Option<Chart> {
     let seen = sampled.seen();
+    let means = sampled.means();
     let (points, width_ns) = sampled.finish();
     if points.is_empty() {
         return None;
     }
     let series: Vec<usize> =
         (0..K).filter(|series| points.iter().any(|point| !point.values[*series].is_nan())).collect();
+    let means = (seen > points.len() as u64).then(|| Means {
+        x: means.iter().map(|point| seconds(point.at_ns)).collect(),
+        y: series.iter().map(|series| means.iter().map(|point| Number(point.values[*series])).collect()).collect(),
+    });
     Some(Chart {
         title: title.into(),
+        means,
         note: kept(points.len(), seen, width_ns).map(Into::into),
         unit,
         style,
@@ -121,6 +127,7 @@ fn counted<const N: usize>(
     let series: Vec<usize> = (0..N).filter(|series| rows.iter().any(|(_, values)| values[*series] > 0)).collect();
     (!series.is_empty()).then(|| Chart {
         title: title.into(),
+        means: None,
         note: Some(format!("Counted in intervals of {}.", length(width_ns)).into()),
         unit,
         style: Style::Steps,

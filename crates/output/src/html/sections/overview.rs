@@ -75,7 +75,9 @@ pub(in crate::html) fn figures(answers: &Answers) -> Vec<Figure> {
     let worked_ns: u64 = inner.iter().map(|interval| interval.length_ns).sum();
     if let (Some(new), true) = (counters.generation_tokens, worked_ns > 0) {
         let rate = new as f64 / (worked_ns as f64 / 1e9);
-        figures.push(figure("Throughput", format!("{rate:.0} tokens/s"), Some("new, while there was work".to_owned())));
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; shown rounded")]
+        let rate = grouped(rate.round() as u64);
+        figures.push(figure("Throughput", rate, Some("new tokens/s, while there was work".to_owned())));
     }
     if let Some(requests) = &answers.requests {
         figures.extend(requests.ttft.map(|of| {

@@ -117,14 +117,20 @@ impl Gathered {
         let mut section = Section::new("throughput", "Throughput and queue");
         let throughput = &answers.throughput;
         let end_ns = |interval: &Interval| interval.start_ns + interval.length_ns;
-        let x: Vec<Number> = throughput
-            .intervals
+        // A rate over next to nothing is no rate.
+        let is_short = |last: &&Interval| last.length_ns < throughput.interval_ns / 10;
+        let short = throughput.intervals.last().filter(is_short);
+        let intervals = &throughput.intervals[..throughput.intervals.len() - usize::from(short.is_some())];
+        let left_out = short.map_or(String::new(), |last| {
+            format!(" The last {} are left out.", length(i64::try_from(last.length_ns).unwrap_or(i64::MAX)))
+        });
+        let x: Vec<Number> = intervals
             .iter()
             .map(|interval| seconds(i64::try_from(interval.start_ns).unwrap_or(i64::MAX)))
             .collect();
         let rates = |of: fn(&Interval) -> Option<u64>| -> Vec<Number> {
             let rate = |interval| of(interval).and_then(|count| interval.per_second(count));
-            throughput.intervals.iter().map(|interval| Number(rate(interval).unwrap_or(f64::NAN))).collect()
+            intervals.iter().map(|interval| Number(rate(interval).unwrap_or(f64::NAN))).collect()
         };
         let width_ns = i64::try_from(throughput.interval_ns).unwrap_or(i64::MAX);
         let charts: [(&str, &'static str, Vec<(&str, Vec<Number>)>); 2] = [
@@ -147,11 +153,12 @@ impl Gathered {
             if series.is_empty() {
                 continue;
             }
-            let last = throughput.intervals.last();
+            let last = intervals.last();
             let (names, y) = series.into_iter().map(|(name, values)| (name.into(), values)).unzip();
             section.push(Chart {
                 title: title.into(),
-                note: Some(format!("Means over intervals of {}.", length(width_ns)).into()),
+                means: None,
+                note: Some(format!("Means over intervals of {}.{left_out}", length(width_ns)).into()),
                 unit,
                 style: Style::Steps,
                 names,
@@ -245,6 +252,7 @@ impl Gathered {
         names.dedup_by_key(|(_, place)| *place);
         section.push(Chart {
             title: "What limited batches, over time".into(),
+            means: None,
             note: Some(format!("Shares of the steps in each {}.", length(width_ns)).into()),
             unit: "% of steps",
             style: Style::Steps,
@@ -289,8 +297,9 @@ impl Gathered {
         let names = Phase::ALL.map(Phase::text);
         if let Some(mut forward) = chart("Forward pass by phase", "ms", Style::Points, names, forward) {
             if answers.breakdown.as_ref().is_some_and(|breakdown| breakdown.workers.len() > 1) {
-                let note = "All workers together: the tables have them apart.";
-                forward.note = Some(note.into());
+                let note = forward.note.as_ref().map_or("", |note| note.as_str());
+                let note = format!("All workers together: the tables have them apart. {note}");
+                forward.note = Some(note.trim_end().into());
             }
             section.push(forward);
         }
