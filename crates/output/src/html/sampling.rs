@@ -10,6 +10,9 @@ pub(super) trait Merge {
     fn merge(&mut self, later: Self);
 }
 
+/// More are not made: then all of time fits into two buckets, one before 0 and one after it.
+const MOST_DOUBLINGS: u32 = 62;
+
 /// Values by time, in equal buckets.
 #[derive(Debug, Clone)]
 pub(super) struct Buckets<T> {
@@ -22,9 +25,9 @@ pub(super) struct Buckets<T> {
 }
 
 impl<T: Merge + Default> Buckets<T> {
-    /// At most `most` buckets, of `unit_ns` and more each.
+    /// At most `most` buckets, and two at least, of `unit_ns` and more each.
     pub(super) fn new(unit_ns: i64, most: usize) -> Self {
-        Self { unit_ns, doublings: 0, most: most.max(1), filled: Vec::new() }
+        Self { unit_ns, doublings: 0, most: most.max(2), filled: Vec::new() }
     }
 
     /// Width of a bucket, nanoseconds.
@@ -56,7 +59,7 @@ impl<T: Merge + Default> Buckets<T> {
                     Err(place) => place,
                 },
             };
-            if self.filled.len() < self.most || self.doublings >= 40 {
+            if self.filled.len() < self.most || self.doublings >= MOST_DOUBLINGS {
                 self.filled.insert(place, (number, T::default()));
                 return place;
             }
@@ -304,7 +307,7 @@ mod tests {
             prop_assert_eq!(sampled.seen(), input.len() as u64);
             let means = sampled.means();
             let (output, width_ns) = sampled.finish();
-            prop_assert!(output.len() <= most * 8, "{} points of {} buckets", output.len(), most);
+            prop_assert!(output.len() <= most.max(2) * 8, "{} points of {} buckets", output.len(), most);
             prop_assert!(output.windows(2).all(|pair| pair[0].at_ns <= pair[1].at_ns));
             for point in &output {
                 let is_there = |(at, values): &(i64, [f64; 2])| {
@@ -334,7 +337,7 @@ mod tests {
                     let at = |list: &[(i64, f64)], pick: fn(i64, i64) -> i64| {
                         list.iter().map(|(at, _)| *at).reduce(pick)
                     };
-                    let middle_ns = bucket * width_ns + width_ns / 2;
+                    let middle_ns = bucket.saturating_mul(width_ns).saturating_add(width_ns / 2);
                     let mean = means.iter().find(|point| point.at_ns == middle_ns).unwrap().values[series];
                     let expected = of_input.iter().map(|(_, value)| value).sum::<f64>() / of_input.len() as f64;
                     prop_assert!((mean - expected).abs() < 1e-6 || (mean.is_nan() && expected.is_nan()));
@@ -352,7 +355,7 @@ mod tests {
             for at_ns in &at {
                 buckets.at(*at_ns).0[0] += 1;
             }
-            prop_assert!(buckets.iter().count() <= most);
+            prop_assert!(buckets.iter().count() <= most.max(2));
             prop_assert_eq!(buckets.iter().map(|(_, count)| count.0[0]).sum::<u64>(), at.len() as u64);
             for (begin_ns, count) in buckets.iter() {
                 let end_ns = begin_ns + buckets.width_ns();
