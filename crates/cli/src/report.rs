@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use profilemate_output::text::json;
 use profilemate_output::html::{self, Report};
+use profilemate_output::text::json;
 use profilemate_output::{tables, terminal};
 use profilemate_session::{Error, Session};
 use profilemate_settings::Settings;
@@ -42,7 +42,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
         Ok(())
     })?;
-    let page = report.map(|report| write_page(arguments, &report.finish(&session, &answers), &session)).transpose()?;
+    let page =
+        report.map(|report| write_page(arguments, &report.finish(&session, &answers), &session)).transpose()?;
     if arguments.json {
         say::result(&json(&tables::documents(&session, &answers)))?;
     } else {

@@ -115,10 +115,10 @@ fn numbers_are_those_of_the_answers() {
     assert_eq!(shown.len(), waits.len());
     for ((at, running, waiting), (at_ns, expected_running, expected_waiting)) in shown.into_iter().zip(waits) {
         assert!((at - at_ns as f64 / 1e9).abs() < 1e-4, "{at} {at_ns}");
-        assert_eq!((running, waiting), (
-            f64::from(expected_running.unwrap()),
-            f64::from(expected_waiting.unwrap())
-        ));
+        assert_eq!(
+            (running, waiting),
+            (f64::from(expected_running.unwrap()), f64::from(expected_waiting.unwrap()))
+        );
     }
     let ttft = answers.requests.unwrap().ttft.unwrap();
     let row = &found("Percentiles", "table")["rows"][0];

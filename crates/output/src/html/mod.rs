@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Rows are seen one by one and kept in a bounded size, so a page is as large for a day as for an hour. What the encoder/decoder
-//! and MoE profilers will have to show becomes a section of its own in `sections`.
+//! and `MoE` profilers will have to show becomes a section of its own in `sections`.
 
 mod model;
 mod page;

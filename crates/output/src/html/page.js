@@ -648,7 +648,7 @@
       const picture = svg("svg", { width, height: Math.max(ROW, seen.length * ROW), role: "img", "aria-label": `${seen.length} requests; the table below has their times` });
       seen.forEach(({ request, parts }, row) => {
         const y = row * ROW;
-        const room = Math.floor((names - 8) / 7);
+        const room = Math.floor((names - 14) / 7.2);
         const id = request.id.length > room ? `${request.id.slice(0, room - 1)}…` : request.id;
         const words = parts.map(([name, a, b]) => `${PARTS.find((part) => part[0] === name)[1]} ${number(b - a, 4)} s`);
         const bar = svg("g", {}, svg("title", { text: `${request.id}: ${words.join(", ")}; ${request.reason}` }));

@@ -206,12 +206,12 @@ impl<const K: usize> Sampled<K> {
         let point = Point { at_ns, values };
         self.seen += 1;
         let bucket = self.buckets.at(at_ns);
-        for series in 0..K {
-            if values[series].is_nan() {
+        for (series, value) in values.into_iter().enumerate() {
+            if value.is_nan() {
                 continue;
             }
             let (sum, count) = bucket.sums[series];
-            bucket.sums[series] = (sum + values[series], count + 1);
+            bucket.sums[series] = (sum + value, count + 1);
             match &mut bucket.kept[series] {
                 Some(kept) => kept.take(series, point),
                 empty => *empty = Some(Kept { first: point, last: point, least: point, greatest: point }),

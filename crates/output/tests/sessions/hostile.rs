@@ -60,8 +60,8 @@ pub(crate) fn write(raw: &Path) {
         "vllm_version",
         "torch_version",
     ]
-        .into_iter()
-        .zip(HOSTILE.into_iter().cycle())
+    .into_iter()
+    .zip(HOSTILE.into_iter().cycle())
     {
         // What could not attach is shown with its reason.
         let value =
@@ -101,4 +101,3 @@ pub(crate) fn write(raw: &Path) {
     }
     log.write(raw);
 }
-

@@ -28,15 +28,14 @@ fn finding(of: &Finding) -> Block {
     Block::Finding(model::Finding {
         severity: of.severity.text(),
         title: capitalized(&of.title).into(),
-        confidence: format!("{} confidence: {}.", capitalized(of.confidence.level.text()), of.confidence.reason).into(),
+        confidence: format!("{} confidence: {}.", capitalized(of.confidence.level.text()), of.confidence.reason)
+            .into(),
         changes: of.changes.iter().map(|change| self::change(change).into()).collect(),
         expect: of.expect.as_str().into(),
         evidence: of
             .evidence
             .iter()
-            .map(|evidence| {
-                (evidence.name.replace('_', " ").into(), Number(evidence.value), evidence.unit.into())
-            })
+            .map(|evidence| (evidence.name.replace('_', " ").into(), Number(evidence.value), evidence.unit.into()))
             .collect(),
         proof: of.proof.iter().map(|proof| format!("{} in {}", proof.column, proof.file).into()).collect(),
     })

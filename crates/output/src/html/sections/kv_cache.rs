@@ -11,7 +11,7 @@ use crate::html::sampling::{Buckets, Counts, Sampled};
 const MOST_POOLS: usize = 4;
 
 struct Pool {
-    pool: String,
+    name: String,
     process: String,
     shares: Sampled<2>,
 }
@@ -44,12 +44,12 @@ impl Gathered {
             counts.0[0] += u64::from(asked);
             counts.0[1] += u64::from(usage.prefix_hit_tokens.unwrap_or(0));
         }
-        let is_it = |of: &Pool| of.pool == usage.pool && of.process == usage.process;
+        let is_it = |of: &Pool| of.name == usage.pool && of.process == usage.process;
         let place = match self.pools.iter().position(is_it) {
             Some(place) => place,
             None if self.pools.len() < MOST_POOLS => {
                 self.pools.push(Pool {
-                    pool: usage.pool.to_owned(),
+                    name: usage.pool.to_owned(),
                     process: usage.process.to_owned(),
                     shares: Sampled::new(BUCKETS),
                 });
@@ -69,8 +69,9 @@ impl Gathered {
 
     pub(in crate::html) fn section(&mut self, answers: &Answers) -> Option<Section> {
         let summary = answers.kv_cache.as_ref().filter(|summary| !summary.pools.is_empty())?;
-        let mut section = Section::new("kv-cache", "KV cache")
-            .lead("Blocks that requests hold, and blocks that the prefix cache can find, held by requests or not.");
+        let mut section = Section::new("kv-cache", "KV cache").lead(
+            "Blocks that requests hold, and blocks that the prefix cache can find, held by requests or not.",
+        );
         let columns = vec![
             text("pool"),
             share("peak %"),
@@ -104,7 +105,7 @@ impl Gathered {
         let several = self.pools.len() > 1;
         for pool in std::mem::take(&mut self.pools) {
             let title = if several {
-                format!("Usage, {} {}", pool.process, pool.pool).trim_end().to_owned()
+                format!("Usage, {} {}", pool.process, pool.name).trim_end().to_owned()
             } else {
                 "Usage".to_owned()
             };
@@ -119,12 +120,10 @@ impl Gathered {
             let text = format!("{MOST_POOLS} pools have a chart; kv_cache_usage.csv has all.");
             section.push(Block::Sentence { text: text.into() });
         }
+        section.blocks.extend(counted("Blocks evicted", "blocks", ["evicted"], &self.evicted).map(Block::from));
         section
             .blocks
-            .extend(counted("Blocks evicted", "blocks", ["evicted"], &self.evicted).map(Block::from));
-        section.blocks.extend(
-            counted("Prefix cache", "tokens", ["asked for", "found"], &self.prefix).map(Block::from),
-        );
+            .extend(counted("Prefix cache", "tokens", ["asked for", "found"], &self.prefix).map(Block::from));
         let evicted = [("lifetime", &summary.all.lifetime), ("idle before eviction", &summary.all.idle)];
         let mut table =
             Table::new("Evicted blocks that were followed, seconds", distribution_columns("of", 3)).folded();

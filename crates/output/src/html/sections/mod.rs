@@ -206,8 +206,8 @@ fn distribution(name: &str, of: &Distribution) -> Vec<Cell> {
 
 /// Columns for [`times`].
 fn times_columns(of: &str) -> Vec<Column> {
-    let numbers =
-        ["mean ms", "p50 ms", "p95 ms", "p99 ms", "min ms", "max ms", "std ms", "total ms"].map(|name| number(name, 3));
+    let numbers = ["mean ms", "p50 ms", "p95 ms", "p99 ms", "min ms", "max ms", "std ms", "total ms"]
+        .map(|name| number(name, 3));
     [text(of), number("count", 0)].into_iter().chain(numbers).collect()
 }
 

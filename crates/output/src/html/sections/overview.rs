@@ -39,7 +39,9 @@ pub(in crate::html) fn about(session: &Session, answers: &Answers) -> Vec<Text> 
 pub(in crate::html) fn warnings(session: &Session, answers: &Answers) -> Vec<Text> {
     let mut warnings = Vec::new();
     if session.is_alive() {
-        warnings.push("The server was still running when this page was made: it shows what was recorded until then.".into());
+        warnings.push(
+            "The server was still running when this page was made: it shows what was recorded until then.".into(),
+        );
     }
     if let Some(source) = &answers.facts.source {
         let error = answers
@@ -84,12 +86,17 @@ pub(in crate::html) fn figures(answers: &Answers) -> Vec<Figure> {
             figure("Time to first token", format!("{:.3} s", of.p50), Some(format!("p50; p99 {:.3} s", of.p99)))
         }));
         figures.extend(requests.tpot.map(|of| {
-            figure("Time per output token", format!("{:.2} ms", of.p50), Some(format!("p50; p99 {:.2} ms", of.p99)))
+            figure(
+                "Time per output token",
+                format!("{:.2} ms", of.p50),
+                Some(format!("p50; p99 {:.2} ms", of.p99)),
+            )
         }));
     }
-    let engine_step = answers.cpu.as_ref().and_then(|cpu| {
-        cpu.operations.iter().find(|(of, _)| *of == profilemate_session::Name::EngineStep)
-    });
+    let engine_step = answers
+        .cpu
+        .as_ref()
+        .and_then(|cpu| cpu.operations.iter().find(|(of, _)| *of == profilemate_session::Name::EngineStep));
     figures.extend(engine_step.map(|(_, times)| {
         let note = format!("mean of {}; p99 {:.2} ms", grouped(times.count), times.p99_ms);
         figure("Engine step", format!("{:.2} ms", times.mean_ms), Some(note))
@@ -101,11 +108,17 @@ pub(in crate::html) fn figures(answers: &Answers) -> Vec<Figure> {
         .filter_map(|worker| Some((worker, worker.gpu.as_ref()?.bubble_pct()?)))
         .max_by(|a, b| a.1.total_cmp(&b.1));
     figures.extend(bubbles.map(|(worker, share)| {
-        figure("GPU waits for the host", format!("{share:.1} %"), Some(format!("{}, of the time with requests", worker.process)))
+        figure(
+            "GPU waits for the host",
+            format!("{share:.1} %"),
+            Some(format!("{}, of the time with requests", worker.process)),
+        )
     }));
     if let Some(batch) = &answers.batch {
         figures.extend(batch.mean_seq_utilization_pct.map(|seqs| {
-            let tokens = batch.mean_token_utilization_pct.map(|tokens| format!("of the sequences; {tokens:.1} % of the tokens"));
+            let tokens = batch
+                .mean_token_utilization_pct
+                .map(|tokens| format!("of the sequences; {tokens:.1} % of the tokens"));
             figure("Batches filled", format!("{seqs:.1} %"), tokens)
         }));
     }
@@ -117,7 +130,8 @@ pub(in crate::html) fn figures(answers: &Answers) -> Vec<Figure> {
     }
     if let Some(graphs) = answers.cuda_graphs.as_ref().filter(|_| answers.facts.gpu_name.is_some()) {
         figures.extend(graphs.coverage_pct().map(|share| {
-            let padding = graphs.padding_pct().map(|padding| format!("of steps; padding {padding:.1} % of tokens"));
+            let padding =
+                graphs.padding_pct().map(|padding| format!("of steps; padding {padding:.1} % of tokens"));
             figure("In CUDA graphs", format!("{share:.1} %"), padding)
         }));
     }

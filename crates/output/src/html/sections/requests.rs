@@ -12,9 +12,7 @@ use super::{
     INTERVALS, SHORTEST_INTERVAL_NS, counted, distribution, distribution_columns, histogram, length, marks_of,
     maybe_seconds, named,
 };
-use crate::html::model::{
-    Block, Number, Request, Section, Table, Text, Waterfall, number, share, text,
-};
+use crate::html::model::{Block, Number, Request, Section, Table, Text, Waterfall, number, share, text};
 use crate::html::sampling::{Buckets, Counts, Histogram, Merge};
 
 /// Equal stretches of the run; each gives its slowest requests to the waterfall.
@@ -346,7 +344,8 @@ impl Gathered {
             text("ended"),
         ];
         let title = format!("The {} that waited longest", longest.len());
-        let mut table = Table::new(title, columns).note("Preempted requests; preemption_events.csv has all.").folded();
+        let mut table =
+            Table::new(title, columns).note("Preempted requests; preemption_events.csv has all.").folded();
         for (request, delay_ns, recomputed) in longest {
             table.row(vec![
                 named(&request.id).into(),

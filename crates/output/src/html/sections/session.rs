@@ -92,13 +92,8 @@ pub(in crate::html) fn facts(session: &Session, answers: &Answers) -> Section {
         table.row(vec![format!("finished: {}", super::named(reason)).into(), grouped(*requests).into()]);
     }
     section.push(table);
-    let columns = vec![
-        text("process"),
-        text("pid"),
-        number("began at s", 3),
-        number("ended at s", 3),
-        text("how it ended"),
-    ];
+    let columns =
+        vec![text("process"), text("pid"), number("began at s", 3), number("ended at s", 3), text("how it ended")];
     let mut table = Table::new("Processes", columns);
     for process in answers.processes.iter().take(MOST) {
         let at = |ns: Option<u64>| ns.map(|ns| ns as f64 / 1e9);

@@ -21,6 +21,9 @@ use crate::html::sampling::{Buckets, Counts, Histogram, Sampled};
 /// What limits batches that is told apart over time; what comes later is one.
 const LIMITS: usize = 12;
 
+/// Title and unit of a chart, and its series by name.
+type Rates = (&'static str, &'static str, Vec<(&'static str, Vec<Number>)>);
+
 /// What is gathered of steps.
 pub(in crate::html) struct Gathered {
     queue: Sampled<2>,
@@ -133,7 +136,7 @@ impl Gathered {
             intervals.iter().map(|interval| Number(rate(interval).unwrap_or(f64::NAN))).collect()
         };
         let width_ns = i64::try_from(throughput.interval_ns).unwrap_or(i64::MAX);
-        let charts: [(&str, &'static str, Vec<(&str, Vec<Number>)>); 2] = [
+        let charts: [Rates; 2] = [
             (
                 "Tokens per second",
                 "tokens/s",
@@ -142,10 +145,11 @@ impl Gathered {
                     ("prompt tokens", rates(|interval| Some(interval.prefill_tokens))),
                 ],
             ),
-            ("Requests finished per second", "requests/s", vec![(
-                "requests",
-                rates(|interval| interval.finished_requests),
-            )]),
+            (
+                "Requests finished per second",
+                "requests/s",
+                vec![("requests", rates(|interval| interval.finished_requests))],
+            ),
         ];
         for (title, unit, series) in charts {
             let series: Vec<_> =
@@ -181,13 +185,10 @@ impl Gathered {
     /// How full batches are, and why not fuller.
     pub(in crate::html) fn batches(&mut self, answers: &Answers) -> Option<Section> {
         let summary = answers.batch.as_ref().filter(|summary| summary.total_samples > 0)?;
-        let mut section = Section::new("batches", "Batch utilization")
-            .lead("How full each step's batch was against the scheduler's limits, and what kept it from being larger.");
-        let mut means = Table::new("Utilization", vec![
-            text("of"),
-            share("mean %"),
-            number("limit", 0),
-        ]);
+        let mut section = Section::new("batches", "Batch utilization").lead(
+            "How full each step's batch was against the scheduler's limits, and what kept it from being larger.",
+        );
+        let mut means = Table::new("Utilization", vec![text("of"), share("mean %"), number("limit", 0)]);
         means.row(vec![
             "sequences".into(),
             summary.mean_seq_utilization_pct.into(),
@@ -271,9 +272,10 @@ impl Gathered {
     /// How long steps and their forward passes take.
     pub(in crate::html) fn steps(&mut self, answers: &Answers) -> Option<Section> {
         let mut section = Section::new("steps", "Engine steps and forward passes");
-        let engine = answers.cpu.as_ref().and_then(|cpu| {
-            cpu.operations.iter().find(|(of, _)| *of == Name::EngineStep).map(|(_, times)| times)
-        });
+        let engine = answers
+            .cpu
+            .as_ref()
+            .and_then(|cpu| cpu.operations.iter().find(|(of, _)| *of == Name::EngineStep).map(|(_, times)| times));
         let phases = answers.forward.as_ref().map_or(&[][..], |forward| &forward.phases);
         let mut table = Table::new("Durations", times_columns("of"));
         if let Some(of) = engine {
@@ -309,17 +311,15 @@ impl Gathered {
         }
         section.blocks.extend(
             engine
-                .and_then(|of| {
-                    histogram("Engine step", "ms", 1e6, &self.duration_times, &marks_of_times(of))
-                })
+                .and_then(|of| histogram("Engine step", "ms", 1e6, &self.duration_times, &marks_of_times(of)))
                 .map(Block::from),
         );
         for (phase, of) in phases {
             let samples = &self.forward_times[*phase as usize];
             let title = format!("Forward pass, {}", phase.text());
-            section.blocks.extend(
-                histogram(&title, "ms", 1e6, samples, &marks_of_times(&of.times)).map(Block::from),
-            );
+            section
+                .blocks
+                .extend(histogram(&title, "ms", 1e6, samples, &marks_of_times(&of.times)).map(Block::from));
         }
         cost(answers, &mut section);
         ranks(answers, &mut section);
