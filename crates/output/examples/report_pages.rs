@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run -p profilemate-output --example report_pages -- FOLDER
 //! ```
-//! Makes the page of recorded sessions, and of one in which every string from outside is hostile.
+//! Makes the page of recorded sessions, of one in which every string from outside is hostile, and of a comparison.
 
 #![expect(clippy::unwrap_used, reason = "a program for developers that may stop anywhere")]
 
@@ -17,6 +17,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use profilemate_analysis::analyze;
+use profilemate_analysis::compare::{Options, Run, compare};
+use profilemate_output::comparison::Compared;
 use profilemate_output::html::{self, Report};
 use profilemate_session::{Error, Session};
 
@@ -46,4 +48,14 @@ fn main() {
     hostile::write(&session.join("raw"));
     page(&session, &folder.join("hostile.html"));
     fs::remove_dir_all(&session).unwrap();
+    comparison(&golden.join("real_decode"), &golden.join("real_preempting"), &folder.join("comparison.html"));
+}
+
+fn comparison(base: &Path, candidate: &Path, path: &Path) {
+    let options = Options::default();
+    let read = |folder: &Path| vec![Run::read(&Session::open(folder).unwrap(), 1).unwrap()];
+    let (base, candidate) = (read(base), read(candidate));
+    let comparison = compare(&base, &candidate, &options);
+    let compared = Compared { base: &base, candidate: &candidate, options: &options, comparison: &comparison };
+    html::write(&html::comparison(&compared), path).unwrap();
 }

@@ -4,12 +4,14 @@
 //! sections   what is gathered while rows go by, and the sections made of it
 //! sampling   long runs in few points, without losing an extreme
 //! model      what is on a page: tables, charts, sentences
+//! comparison the page of a comparison
 //! page       the page's HTML: the model as data, and the script and styles that draw it
 //! ```
 //!
 //! Rows are seen one by one and kept in a bounded size, so a page is as large for a day as for an hour. What the encoder/decoder
 //! and `MoE` profilers will have to show becomes a section of its own in `sections`.
 
+mod comparison;
 mod model;
 mod page;
 mod sampling;
@@ -24,6 +26,8 @@ use profilemate_session::Session;
 use crate::Error;
 use crate::replace::{NewFile, one_at_a_time};
 use model::{Number, Page};
+
+pub use comparison::comparison;
 
 /// The page's name in a session folder.
 pub const FILE: &str = "report.html";

@@ -113,6 +113,7 @@ pub(crate) enum Block {
     Histogram(Histogram),
     Waterfall(Waterfall),
     Finding(Finding),
+    Intervals(Intervals),
 }
 
 impl From<Table> for Block {
@@ -330,6 +331,27 @@ pub(crate) struct Request {
     pub(crate) preemptions: Number,
     pub(crate) prompt_tokens: Number,
     pub(crate) output_tokens: Number,
+}
+
+/// Changes with their intervals, around no change.
+#[derive(Debug, Serialize)]
+pub(crate) struct Intervals {
+    pub(crate) title: Text,
+    pub(crate) note: Text,
+    /// What they are: `worse`, `better`, …
+    pub(crate) word: &'static str,
+    pub(crate) rows: Vec<Interval>,
+}
+
+/// A change with its interval, percent or percentage points.
+#[derive(Debug, Serialize)]
+pub(crate) struct Interval {
+    pub(crate) name: Text,
+    pub(crate) change: Number,
+    pub(crate) low: Number,
+    pub(crate) high: Number,
+    /// In words.
+    pub(crate) shown: Text,
 }
 
 /// Something to change, or good to know.

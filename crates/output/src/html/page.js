@@ -701,6 +701,46 @@
     return box;
   }
 
+  // ---- Changes with their intervals -----------------------------------------------------------------------------
+
+  function drawIntervals(block) {
+    const ROW = 20;
+    const plot = html("div", { class: "plot" });
+    const box = html("div", { class: `block intervals ${block.word.split(" ")[0]}` }, html("h3", { text: block.title }), note(block.note), plot);
+    // What lies far out is cut, and its number says where it is.
+    const most = Math.min(100, Math.max(0.1, ...block.rows.flatMap((row) => [Math.abs(row.low ?? 0), Math.abs(row.high ?? 0)])) * 1.05);
+    function draw() {
+      const width = Math.max(300, plot.clientWidth);
+      const isWide = width > 640;
+      const margin = isWide ? { left: 250, right: 190 } : { left: 8, right: 8 };
+      const row = isWide ? ROW : 2 * ROW;
+      const x = (value) => margin.left + ((width - margin.left - margin.right) * (Math.min(Math.max(value, -most), most) + most)) / (2 * most);
+      const height = block.rows.length * row + 22;
+      const picture = svg("svg", { width, height, role: "img", "aria-label": `${block.title}: ${block.rows.length} figures; the table below has their numbers` });
+      const floor = height - 20;
+      const step = STEPS.find((step) => step >= (2 * most) / (isWide ? 8 : 4)) || most;
+      for (let at = -Math.floor(most / step) * step; at <= most; at += step) {
+        picture.append(
+          svg("line", { class: at ? "gridline" : "base", x1: x(at), x2: x(at), y1: 0, y2: floor }),
+          svg("text", { x: x(at), y: height - 5, "text-anchor": "middle", text: `${at > 0 ? "+" : ""}${+at.toPrecision(3)}` }),
+        );
+      }
+      picture.append(svg("line", { class: "base", x1: x(0), x2: x(0), y1: 0, y2: floor }));
+      block.rows.forEach((change, at) => {
+        const y = at * row + row - 10;
+        picture.append(
+          svg("text", { class: "name", x: isWide ? margin.left - 10 : 0, y: isWide ? y + 4 : y - 12, "text-anchor": isWide ? "end" : "start", text: change.name }),
+          svg("text", { x: width, y: isWide ? y + 4 : y - 12, "text-anchor": "end", text: change.shown }),
+          svg("line", { class: "whisker", x1: x(change.low), x2: x(change.high), y1: y, y2: y }),
+          svg("circle", { class: "change", cx: x(change.change), cy: y, r: 4 }),
+        );
+      });
+      plot.replaceChildren(picture);
+    }
+    views.push({ start: draw, show: () => {}, point: () => {}, resize: draw, redraw: () => {} });
+    return box;
+  }
+
   // ---- The page -------------------------------------------------------------------------------------------------
 
   const KINDS = {
@@ -710,6 +750,7 @@
     histogram: drawHistogram,
     waterfall: drawWaterfall,
     finding: drawFinding,
+    intervals: drawIntervals,
   };
 
   function button(text, label, act) {
