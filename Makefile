@@ -13,7 +13,7 @@ help: ## List the targets
 demo: ## Profile a real vLLM server from nothing: sets up everything, serves a tiny model, sends it load
 	@scripts/demo.sh $(VENV)
 
-test: lint test-rust test-python test-real ## Run every check and every test, those with a real vLLM too
+test: lint test-rust test-browser test-python test-real ## Run every check and every test, those with a real vLLM too
 
 venv: ## Set up the virtual environment: our wheel, vLLM for the CPU, the test tools
 	@scripts/setup_venv.sh $(VENV)
@@ -41,6 +41,9 @@ fmt: venv ## Format Rust and Python
 test-rust: ## Run the Rust tests
 	@scripts/test_rust.sh
 
+test-browser: ## Open the pages of sessions in Chromium and check them
+	@scripts/test_browser.sh
+
 test-python: venv ## Run the Python tests that start no vLLM
 	$(BIN)/python -m pytest -m 'not real'
 
@@ -49,4 +52,4 @@ test-real: venv ## Run the tests with a real vLLM
 
 clean: ## Remove what was built, the virtual environment too
 	cargo clean
-	rm -rf $(VENV) .demo dist python/profilemate/_bin/profilemate python/profilemate/_native*.so python/profilemate/_session*.so
+	rm -rf $(VENV) .demo dist tests/browser/node_modules python/profilemate/_bin/profilemate python/profilemate/_native*.so python/profilemate/_session*.so

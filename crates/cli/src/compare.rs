@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use profilemate_analysis::compare::condition::{Condition, ConditionError, Outcome};
 use profilemate_analysis::compare::{Options, Run, compare};
 use profilemate_output::comparison::{self, Compared};
+use profilemate_output::html;
 use profilemate_output::text::json;
 use profilemate_session::Session;
 
@@ -47,6 +48,9 @@ pub(crate) struct Arguments {
     /// Print everything as one JSON document
     #[arg(long)]
     json: bool,
+    /// Write a page for a browser to this file, too
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// List the metrics that --fail-on knows
     #[arg(long, exclusive = true)]
     list_metrics: bool,
@@ -77,6 +81,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let candidate = runs("candidate", &candidate, base.len(), &options)?;
     let result = compare(&base, &candidate, &options);
     let compared = Compared { base: &base, candidate: &candidate, options: &options, comparison: &result };
+    if let Some(path) = &arguments.html {
+        html::write(&html::comparison(&compared), path)
+            .with_context(|| format!("cannot write the page {}", path.display()))?;
+    }
     if arguments.json {
         say::result(&json(&comparison::document(&compared)))?;
     } else {

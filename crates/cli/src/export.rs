@@ -1,4 +1,4 @@
-//! `profilemate export`: the tables of a session, made again from its raw logs.
+//! `profilemate export`: the tables of a session and its page, made again from its raw logs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +20,9 @@ pub(crate) struct Arguments {
     /// Format of the tables; summaries are JSON in any case
     #[arg(long, value_enum, default_value_t = Format::Csv)]
     format: Format,
+    /// Leave the page report.html out
+    #[arg(long)]
+    no_html: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -36,6 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let formats = Formats {
         csv: matches!(arguments.format, Format::Csv | Format::Both),
         parquet: matches!(arguments.format, Format::Parquet | Format::Both),
+        html: !arguments.no_html,
     };
     let session = Session::open(&arguments.session)?;
     let folder = match &arguments.output {

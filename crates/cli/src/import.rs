@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     };
     say::text(&account(&imported));
     let session = Session::open(&imported.folder)?;
-    tables::write(&session, &session.folder)?;
+    tables::write_with_report(&session, &session.folder)?;
     say::result(&format!("{}\n", imported.folder.display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use profilemate_collect::{Collector, LAUNCHER, Refresher};
-use profilemate_output::terminal;
+use profilemate_output::{html, terminal};
 use profilemate_record::{Options, Writer, clock, session_folder};
 use profilemate_settings::{CONFIG_VARIABLE, Settings, internal};
 use rustix::process::{Pid, Signal, kill_process};
@@ -276,7 +276,8 @@ fn finish(collector: &Collector) {
     match collector.make_tables() {
         Ok((session, answers)) => {
             say::text("\n");
-            say::text(&terminal::summary(&session, &answers, Some(&session.folder)));
+            let summary = terminal::summary(&session, &answers, Some(&session.folder));
+            say::text(&terminal::with_page(&summary, &session.folder.join(html::FILE)));
         }
         Err(error) => say::problem(&error.to_string()),
     }

@@ -234,6 +234,37 @@ fn report_takes_the_newest_session() {
     assert_eq!(document["forward_pass_summary"]["prefill"]["count"], 2);
 }
 
+#[test]
+fn the_page_goes_where_it_is_told() {
+    let room = Room::new();
+    let session = room.session("server");
+    let name = session.to_str().unwrap();
+    let page = session.join("report.html");
+    let other = room.folder.path().join("other.html");
+    let other_name = other.to_str().unwrap();
+    let is_page = |path: &Path| fs::read_to_string(path).unwrap().starts_with("<!DOCTYPE html>");
+    for arguments in
+        [&["report", name, "--no-html"][..], &["report", name, "--json"], &["export", name, "--no-html"]]
+    {
+        assert!(room.output(arguments).status.success());
+        assert!(!page.exists(), "{arguments:?}");
+    }
+    assert!(room.output(&["report", name, "--json", "--html", other_name]).status.success());
+    assert!(!page.exists() && is_page(&other));
+    let first = fs::read(&other).unwrap();
+    assert!(room.output(&["export", name]).status.success());
+    assert_eq!(fs::read(&page).unwrap(), first, "the same page, whoever makes it");
+    let output = room.output(&["report", name, "--html", "/missing/x.html"]);
+    assert_eq!(output.status.code(), Some(1));
+    let problem = text(&output.stderr);
+    assert!(problem.contains("cannot write the page /missing/x.html"), "{problem}");
+    assert_eq!(problem.lines().count(), 1, "{problem}");
+    assert_eq!(room.output(&["report", "--no-html", "--html", "x.html"]).status.code(), Some(2));
+    let compared = room.output(&["compare", name, name, "--html", other_name]);
+    assert!(compared.status.success(), "{}", text(&compared.stderr));
+    assert!(fs::read_to_string(&other).unwrap().contains("ProfileMate comparison"));
+}
+
 /// A transcript of an import, with what depends on the moment made the same.
 fn import_transcript(room: &Room, arguments: &[&str]) -> String {
     let mut text = room.transcript(arguments);

@@ -77,13 +77,14 @@ impl Collector {
         Ok(logs)
     }
 
-    /// Makes all tables from what is there now.
+    /// Makes all tables from what is there now, and the page `report.html`: for the last time, as a rule. While a session
+    /// runs, its tables are refreshed without the page.
     ///
     /// # Errors
     /// When the session cannot be read or the tables cannot be written.
     pub fn make_tables(&self) -> Result<(Session, Answers), Error> {
         let session = Session::open(&self.folder)?;
-        let answers = tables::write(&session, &self.folder)?;
+        let answers = tables::write_with_report(&session, &self.folder)?;
         Ok((session, answers))
     }
 

@@ -5,9 +5,10 @@
 //! cargo run --release -p profilemate-output --example report_bench -- [STEPS] [FOLDER]
 //! ```
 //! Writes a synthetic session of STEPS steps (default: 360,000, an hour of 10 ms each) with 256 running requests into a new
-//! folder in FOLDER (default: the temporary folder), runs the command on it as somebody would, three times, then makes all
-//! tables, prints one JSON document and removes it again. `PROFILEMATE` names another command than the one
-//! that was built beside. The promise: at most 10 s and 512 MiB.
+//! folder in FOLDER (default: the temporary folder), runs the command on it as somebody would, three times without the page
+//! `report.html` and three times with it, then makes all tables, prints one JSON document and removes it again.
+//! `PROFILEMATE` names another command than the one that was built beside. The promise: at most 10 s and 512 MiB, the page at
+//! most 3 s and 100 MiB of it, and at most 3 MB.
 //!
 //! Of a real server it has the shape, not the speed: prompts of 128 to 8191 tokens, computed in pieces beside the decoding
 //! requests; answers of 1 to 1999 tokens; a KV cache that is nearly full, evicts all the time and preempts now and then;
@@ -377,16 +378,23 @@ fn main() {
     for log in [server.engine, server.worker, server.front] {
         log.finish(last);
     }
-    // Memory is the greatest of all that ran before, too: `report` is first.
+    // Memory is the greatest of all that ran before, too: what needs least is first.
+    let plain = [(); 3].map(|()| run(&program, &["report", "--no-html"], &session));
     let reports = [(); 3].map(|()| run(&program, &["report"], &session));
+    let page_bytes = fs::metadata(session.join("report.html")).unwrap().len();
     let export = run(&program, &["export"], &session);
-    let each = |of: usize| reports.map(|report| format!("{:.3}", report[of])).join(", ");
+    let each = |reports: &[[f64; 3]; 3], of: usize| reports.map(|report| format!("{:.3}", report[of])).join(", ");
     println!(
-        "{{\"records\": {records}, \"engine_steps\": {steps}, \"requests\": {requests}, \"report_seconds\": [{}], \
-         \"report_cpu_seconds\": [{}], \"report_peak_rss_mib\": {:.1}, \"export_seconds\": {:.3}, \
+        "{{\"records\": {records}, \"engine_steps\": {steps}, \"requests\": {requests}, \
+         \"no_html_seconds\": [{}], \"no_html_cpu_seconds\": [{}], \"no_html_peak_rss_mib\": {:.1}, \
+         \"report_seconds\": [{}], \"report_cpu_seconds\": [{}], \"report_peak_rss_mib\": {:.1}, \
+         \"page_bytes\": {page_bytes}, \"export_seconds\": {:.3}, \
          \"export_cpu_seconds\": {:.3}, \"export_peak_rss_mib\": {:.1}, \"raw_mib\": {:.1}, \"processors\": {}}}",
-        each(0),
-        each(1),
+        each(&plain, 0),
+        each(&plain, 1),
+        plain[2][2],
+        each(&reports, 0),
+        each(&reports, 1),
         reports[2][2],
         export[0],
         export[1],

@@ -48,7 +48,7 @@ const USUAL: [&str; 14] = [
 
 /// What a difference is, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+pub(crate) enum Word {
     Worse,
     Better,
     Changed,
@@ -57,7 +57,7 @@ enum Word {
 }
 
 impl Word {
-    fn of(difference: &Difference) -> Self {
+    pub(crate) fn of(difference: &Difference) -> Self {
         match (&difference.interval, difference.is_detected, difference.is_better()) {
             (Err(_), ..) => Self::NotJudged,
             (_, false, _) => Self::None,
@@ -67,7 +67,7 @@ impl Word {
         }
     }
 
-    fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Worse => "worse",
             Self::Better => "better",
@@ -113,7 +113,7 @@ fn value(value: f64) -> String {
 }
 
 /// A change with its sign.
-fn signed(value: f64) -> String {
+pub(crate) fn signed(value: f64) -> String {
     match value.abs() {
         size if size >= 1e6 || !size.is_finite() => format!("{value:+.0e}"),
         size if size >= 100.0 => format!("{value:+.0}"),
@@ -124,7 +124,7 @@ fn signed(value: f64) -> String {
     }
 }
 
-fn unit_of_change(metric: Metric) -> &'static str {
+pub(crate) fn unit_of_change(metric: Metric) -> &'static str {
     if metric.is_in_points() { "pp" } else { "%" }
 }
 
@@ -181,7 +181,7 @@ fn sides(text: &mut String, compared: &Compared<'_>) {
     }
 }
 
-fn headline(judged: usize, worse: usize, better: usize, changed: usize) -> String {
+pub(crate) fn headline(judged: usize, worse: usize, better: usize, changed: usize) -> String {
     let found = worse + better + changed;
     if judged == 0 {
         return "No figure could be judged.\n".to_owned();
@@ -304,6 +304,16 @@ fn warnings(text: &mut String, compared: &Compared<'_>) {
     }
 }
 
+/// Why a figure has no interval; `None` = it has one.
+pub(crate) fn reason(difference: &Difference) -> Option<String> {
+    match (difference.base, difference.candidate, difference.interval) {
+        (None, ..) => Some("only the candidate has it".to_owned()),
+        (_, None, _) => Some("only the base has it".to_owned()),
+        (.., Err(reason)) => Some(why(reason)),
+        (.., Ok(_)) => None,
+    }
+}
+
 /// Figures without an interval, in a table; why there is none, if all are shown.
 fn not_judged(text: &mut String, differences: &[&Difference], all: bool) {
     let shown: Vec<&Difference> = differences
@@ -325,12 +335,7 @@ fn not_judged(text: &mut String, differences: &[&Difference], all: bool) {
     }
     let mut reasons: Vec<(String, Vec<&Difference>)> = Vec::new();
     for difference in shown {
-        let reason = match (difference.base, difference.candidate, difference.interval) {
-            (None, ..) => "only the candidate has it".to_owned(),
-            (_, None, _) => "only the base has it".to_owned(),
-            (.., Err(reason)) => why(reason),
-            (.., Ok(_)) => continue,
-        };
+        let Some(reason) = reason(difference) else { continue };
         match reasons.iter_mut().find(|(found, _)| *found == reason) {
             Some((_, found)) => found.push(difference),
             None => reasons.push((reason, vec![difference])),
@@ -360,7 +365,7 @@ fn effects(text: &mut String, comparison: &Comparison) {
 }
 
 /// What became of a condition: a word for it, and why.
-fn outcome(verdict: &Verdict) -> (&'static str, String) {
+pub(crate) fn outcome(verdict: &Verdict) -> (&'static str, String) {
     let unit = unit_of_change(verdict.condition.metric);
     let change = match (verdict.change, verdict.interval) {
         (Some(change), Some(interval)) => {

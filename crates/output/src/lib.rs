@@ -5,6 +5,7 @@
 //! metadata   metadata.json
 //! findings   findings.json
 //! comparison what differs between runs, for a terminal and as JSON
+//! html       report.html: a session as one page that needs nothing else
 //! terminal   the summary that a person reads at the end of a run
 //! explanation what `profilemate explain` says
 //! cells      what a table is, whatever it is written as
@@ -22,6 +23,7 @@ mod csv;
 mod date;
 pub mod explanation;
 mod findings;
+pub mod html;
 mod metadata;
 mod parquet;
 mod replace;

@@ -6,97 +6,13 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../../session/tests/common/mod.rs"]
 mod common;
+#[path = "sessions/hostile.rs"]
+mod session;
 
 use std::fs;
 
-use common::Log;
-use profilemate_format::record::{
-    ClientRequest, KvCache, KvEviction, Label, Payload, RequestAdmitted, RequestFinished, RequestPreempted,
-    RequestQueued, RequestText, Schedule, TEXT_BYTES,
-};
-use profilemate_output::{tables, terminal, text};
+use profilemate_output::{html, tables, terminal, text};
 use profilemate_session::Session;
-use xxhash_rust::xxh3::xxh3_64;
-
-const HOSTILE: [&str; 6] = [
-    "=cmd|' /C calc'!A0",
-    "\n+1,\"\r\n\u{1b}]0;owned\u{7}\u{9b}31m",
-    "@SUM(1;2);preempted_for=x",
-    "-1\u{202e}txt.exe\u{2066}\u{200b}\u{feff}\u{2028}\u{85}",
-    "\u{ff1d}1+1\0\u{e0041}\u{7f}",
-    "\t=1+1\\",
-];
-
-fn put(log: &mut Log, us: u64, name: &str, payload: Payload) {
-    let name = log.name(name);
-    log.push(us, 1, Label::Work, name, payload);
-}
-
-fn id(log: &mut Log, us: u64, number: u64, id: &str) {
-    for (part, piece) in id.as_bytes().chunks(TEXT_BYTES).enumerate() {
-        let mut bytes = [0; TEXT_BYTES];
-        bytes[..piece.len()].copy_from_slice(piece);
-        let part = u16::try_from(part).unwrap();
-        log.push(us, 0, Label::Work, 0, Payload::RequestText(RequestText { number, part, bytes }));
-    }
-}
-
-/// Every string that is shown anywhere, hostile.
-fn session(raw: &std::path::Path) {
-    let mut log = Log::new("engine_core", 0, 0, 6001, 1);
-    log.role("worker", 0, 0);
-    for profiler in [
-        "batch_utilization_tracking",
-        "preemption_tracking",
-        "kv_cache_tracking",
-        "cpu_timing",
-        "forward_pass_timing",
-        "cuda_graph_tracking",
-    ] {
-        log.fact(&format!("profiler:{profiler}"), "on");
-    }
-    for (fact, text) in ["model", "command", "gpu_name", "kv_evictions", "hook:x", "profiler:moe_expert_tracking"]
-        .into_iter()
-        .zip(HOSTILE.into_iter().cycle())
-    {
-        // What could not attach is shown with its reason.
-        let value =
-            if fact.starts_with("profiler:") { format!("could not attach: {text}") } else { text.to_owned() };
-        log.fact(fact, if fact == "kv_evictions" { "on" } else { &value });
-    }
-    for (number, text) in (1..).zip(HOSTILE) {
-        let us = 1_000 * number;
-        let id_bytes = u16::try_from(text.len()).unwrap();
-        let client = ClientRequest {
-            number: number + 100,
-            engine_id_hash: xxh3_64(text.as_bytes()),
-            id_bytes,
-            ..ClientRequest::default()
-        };
-        log.push(us, 0, Label::Work, 0, Payload::ClientRequest(client));
-        id(&mut log, us, number + 100, text);
-        let queued = RequestQueued { number, id_bytes, ..RequestQueued::default() };
-        log.push(us, 0, Label::Work, 0, Payload::RequestQueued(queued));
-        id(&mut log, us, number, text);
-        let admitted = RequestAdmitted { number, ..RequestAdmitted::default() };
-        put(&mut log, us + 1, "", Payload::RequestAdmitted(admitted));
-    }
-    for (number, text) in (1..).zip(HOSTILE) {
-        let us = 10_000 + 1_000 * number;
-        let preempted = RequestPreempted { number, beneficiary: number % 6 + 1, ..RequestPreempted::default() };
-        put(&mut log, us, text, Payload::RequestPreempted(preempted));
-        put(&mut log, us + 1, text, Payload::Schedule(Schedule { num_tokens: 1, ..Schedule::default() }));
-        put(&mut log, us + 2, text, Payload::KvCache(KvCache { used: 1, total: 2, ..KvCache::default() }));
-        put(&mut log, us + 3, text, Payload::KvEviction(KvEviction::default()));
-        log.span(us + 4, 10, 1, "forward", (1, 1), text);
-        log.span(us + 4, 20, 1, "model_execution", (1, 1), text);
-    }
-    for (number, text) in (1..).zip(HOSTILE) {
-        let finished = RequestFinished { number, ..RequestFinished::default() };
-        put(&mut log, 20_000 + number, text, Payload::RequestFinished(finished));
-    }
-    log.write(raw);
-}
 
 /// The cells of a CSV file, as RFC 4180 has them.
 fn cells(text: &str) -> Vec<Vec<String>> {
@@ -126,18 +42,41 @@ fn assert_harmless(name: &str, text: &str) {
     }
 }
 
+/// The page has two elements with scripts, both its own, and its data reads back with all that clients sent as text.
+fn assert_page_is_whole(page: &str) {
+    assert_eq!(page.matches("<script").count(), 2);
+    assert_eq!(page.matches("</script").count(), 2);
+    let data = page.split_once("id=\"data\">").unwrap().1.split_once("</script>").unwrap().0;
+    assert!(!data.contains(['<', '>', '&']) && !data.contains(['\u{2028}', '\u{2029}']));
+    let data: serde_json::Value = serde_json::from_str(data).unwrap();
+    let shown = data.to_string();
+    for hostile in session::HOSTILE {
+        // Of a kind for a JSON string, without its quotes.
+        let text = serde_json::to_string(&text::visible(hostile)).unwrap();
+        assert!(shown.contains(text.trim_matches('"')), "{text}");
+    }
+    assert_harmless("the page's data", &shown);
+    let (head, body) = page.split_once("<body>").unwrap();
+    assert!(!head.contains("http") || head.matches("http").count() == 1, "only `http-equiv`");
+    assert!(!body.split_once("id=\"data\"").unwrap().0.contains("src="));
+}
+
 #[test]
 fn nothing_from_outside_does_anything_in_any_output() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("raw")).unwrap();
-    session(&folder.path().join("raw"));
+    session::write(&folder.path().join("raw"));
     let session = Session::open(folder.path()).unwrap();
-    let answers = tables::write(&session, folder.path()).unwrap();
+    let answers = tables::write_with_report(&session, folder.path()).unwrap();
     let mut tables_seen = 0;
     for entry in fs::read_dir(folder.path()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let Ok(text) = fs::read_to_string(&path) else { continue };
+        if name == html::FILE {
+            assert_page_is_whole(&text);
+            continue;
+        }
         assert_harmless(&name, &text);
         let kind = path.extension().map(|kind| kind.to_string_lossy().into_owned()).unwrap_or_default();
         if kind == "csv" {

@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::Error;
 use crate::cells::{Column, Table};
 use crate::csv::{self, CsvTable};
+use crate::html::{self, Report};
 use crate::parquet::{self, ParquetTable};
 use crate::replace::{NewFile, one_at_a_time};
 use crate::text::json;
@@ -33,6 +34,8 @@ pub struct Formats {
     pub csv: bool,
     /// Parquet.
     pub parquet: bool,
+    /// The page [`html::FILE`] beside them.
+    pub html: bool,
 }
 
 /// A table's files that are being written.
@@ -78,7 +81,15 @@ impl Sink for TableFiles {
 /// # Errors
 /// When a segment cannot be read or a file cannot be written.
 pub fn write(session: &Session, folder: &Path) -> Result<Answers, Error> {
-    write_as(session, folder, Formats { csv: true, parquet: false })
+    write_as(session, folder, Formats { csv: true, parquet: false, html: false })
+}
+
+/// As [`write()`], and the page [`html::FILE`] with them.
+///
+/// # Errors
+/// As there.
+pub fn write_with_report(session: &Session, folder: &Path) -> Result<Answers, Error> {
+    write_as(session, folder, Formats { csv: true, parquet: false, html: true })
 }
 
 /// The same in the formats that are asked for.
@@ -90,7 +101,13 @@ pub fn write_as(session: &Session, folder: &Path, formats: Formats) -> Result<An
     let mut rows = RowTables::create(&Facts::of(session), |name, columns| {
         TableFiles::create(folder, formats, name, columns).map(Some)
     })?;
-    let answers = analyze::<Error>(session, |row| rows.row(&row))?;
+    let mut report = formats.html.then(Report::default);
+    let answers = analyze::<Error>(session, |row| {
+        if let Some(report) = &mut report {
+            report.see(&row);
+        }
+        rows.row(&row)
+    })?;
     rows.rest(&answers)?;
     let mut files: Vec<NewFile> = Vec::new();
     for table in rows.into_tables() {
@@ -104,6 +121,11 @@ pub fn write_as(session: &Session, folder: &Path, formats: Formats) -> Result<An
     for (name, value) in texts(session, &answers) {
         let mut file = NewFile::create(folder, name)?;
         file.append(json(&value).as_bytes())?;
+        files.push(file);
+    }
+    if let Some(report) = report {
+        let mut file = NewFile::create(folder, html::FILE)?;
+        file.append(report.finish(session, &answers).as_bytes())?;
         files.push(file);
     }
     for file in &mut files {

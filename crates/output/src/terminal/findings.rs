@@ -50,7 +50,8 @@ fn sentence(finding: &Finding) -> String {
     format!("{sentence} ({level} confidence)")
 }
 
-fn change(change: &Change) -> String {
+/// A change in words: `raise --max-num-seqs 8 -> 16`.
+pub(crate) fn change(change: &Change) -> String {
     let what = match (change.direction, &change.value, &change.current) {
         (Direction::Raise | Direction::Lower, Some(value), Some(current)) => {
             format!("{} {} {current} -> {value}", change.direction.text(), change.flag)

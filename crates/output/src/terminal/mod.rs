@@ -17,6 +17,7 @@ use std::path::Path;
 use profilemate_analysis::Answers;
 use profilemate_session::Session;
 
+pub(crate) use self::findings::change;
 use crate::text::visible;
 
 /// The summary; `tables` is the folder with the tables, when there are any; it is named if it is not the session's own.
@@ -37,5 +38,12 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     if let Some(tables) = tables.filter(|tables| *tables != session.folder) {
         page::line(&mut text, "tables", &format!("{}/*.csv, *.json", visible(&tables.to_string_lossy())));
     }
+    page::fitted(&text)
+}
+
+/// A [`summary()`] that says where the page is that goes with it.
+pub fn with_page(summary: &str, page: &Path) -> String {
+    let mut text = summary.to_owned();
+    page::line(&mut text, "page", &visible(&page.to_string_lossy()));
     page::fitted(&text)
 }
