@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use profilemate_session::{Component, Error, Event, GpuStep, Label, Name, Payload, Session};
+use profilemate_session::{Component, Error, Event, GpuStep, Label, Log, Name, Payload, Record, Session};
 
 use crate::gpu_clock::{GpuClock, Placed};
 
@@ -175,9 +175,54 @@ impl<T: Default> StepTable<T> {
     }
 }
 
+/// When a process worked, nanoseconds since the session's start.
+#[derive(Debug, Clone, Default)]
+struct Working {
+    /// From the beginning of its first work to the end of its last; `None` = there was none.
+    span: Option<(i64, i64)>,
+    /// When it waited for requests: from, to; ascending.
+    idles: Vec<(i64, i64)>,
+}
+
+impl Working {
+    /// Another record of its log that is labelled as work.
+    fn see(&mut self, session: &Session, log: &Log, record: &Record) {
+        let start_ns = session.nanoseconds(log, record.ticks);
+        let end_ns = match &record.payload {
+            Payload::Span(span) => {
+                let end_ns = session.nanoseconds(log, record.ticks.saturating_add(span.duration_ticks));
+                match log.span_name(record.name) {
+                    // It goes on while a process loads and ends, too.
+                    Name::GarbageCollection => return,
+                    Name::EngineIdle => {
+                        self.idles.push((start_ns, end_ns));
+                        return;
+                    }
+                    _ => end_ns,
+                }
+            }
+            // Somebody else is gone.
+            Payload::ProcessExit(_) => return,
+            _ => start_ns,
+        };
+        let (first_ns, last_ns) = self.span.unwrap_or((start_ns, end_ns));
+        self.span = Some((first_ns.min(start_ns), last_ns.max(end_ns)));
+    }
+
+    /// How much of a time it waited for requests, nanoseconds.
+    fn idle_ns(&self, start_ns: i64, end_ns: i64) -> u64 {
+        let from = self.idles.partition_point(|(_, to_ns)| *to_ns <= start_ns);
+        let within = self.idles[from..].iter().take_while(|(from_ns, _)| *from_ns < end_ns);
+        let of = |(from, to): &(i64, i64)| (*to).min(end_ns).saturating_sub((*from).max(start_ns));
+        within.map(of).filter_map(|ns| u64::try_from(ns).ok()).fold(0, u64::saturating_add)
+    }
+}
+
 /// Everything about steps that rows look up.
 #[derive(Debug, Default)]
 pub(crate) struct Steps {
+    /// By log.
+    working: Vec<Working>,
     /// By log, of those that are engines.
     scheduled: Vec<StepTable<Scheduled>>,
     /// By log, of those that are workers.
@@ -201,8 +246,12 @@ impl Steps {
             let mut worked = StepTable::<Worked>::default();
             let mut on_gpu = StepTable::<OnGpu>::default();
             let mut gpu_clock = GpuClock::default();
+            let mut working = Working::default();
             let mut records = log.records();
             while let Some(record) = records.next_record()? {
+                if record.label == Label::Work {
+                    working.see(session, log, &record);
+                }
                 let is_outputs = matches!(&record.payload, Payload::Span(_))
                     && log.span_name(record.name) == Name::OutputProcessing;
                 if record.label != Label::Work || record.step == 0 && !is_outputs {
@@ -253,6 +302,7 @@ impl Steps {
                     _ => {}
                 }
             }
+            steps.working.push(working);
             steps.scheduled.push(scheduled);
             steps.worked.push(worked);
             steps.on_gpu.push(on_gpu);
@@ -261,6 +311,25 @@ impl Steps {
         steps.received.sort_unstable();
         steps.engines = (0..session.logs.len()).map(|log| engine_of(session, log)).collect();
         Ok(steps)
+    }
+
+    /// Whether an event that is labelled as work is part of it: not if it is a garbage collection before the first work of its
+    /// process (it loads then) or behind the last.
+    pub(crate) fn is_while_working(&self, event: &Event) -> bool {
+        event.name != Name::GarbageCollection
+            || self.working[event.log]
+                .span
+                .is_some_and(|(first_ns, last_ns)| event.start_ns < last_ns && event.end_ns > first_ns)
+    }
+
+    /// How long an event lasted while its engine had requests, nanoseconds. Of a front end that is all of it: requests may be
+    /// there that have not come to the engine yet.
+    pub(crate) fn awake_ns(&self, session: &Session, event: &Event) -> u64 {
+        let log = &session.logs[event.log];
+        let is_of_engine = [Component::EngineCore, Component::Worker].iter().any(|part| log.role(*part).is_some());
+        let engine = self.engines[event.log].filter(|_| is_of_engine);
+        let idle_ns = engine.map_or(0, |engine| self.working[engine].idle_ns(event.start_ns, event.end_ns));
+        event.duration_ns().saturating_sub(idle_ns)
     }
 
     /// What the scheduler decided for the step of this event; `None` when that is not known.
