@@ -115,6 +115,28 @@ impl OnGpu {
             padded_tokens: step.padded_tokens,
         }
     }
+
+    /// Whether any of its times is.
+    fn is_known(&self) -> bool {
+        [self.forward_ns, self.sample_ns, self.idle_before_ns, self.busy_ns, self.draft_ns]
+            .iter()
+            .any(Option::is_some)
+    }
+}
+
+/// When a step was on the GPUs of its workers, nanoseconds since the session's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GpuSpan {
+    /// When the first GPU began it.
+    pub start_ns: i64,
+    /// When the last one ended it, and its forward pass; `None` = not known.
+    pub end_ns: i64,
+    /// See `end_ns`.
+    pub forward_end_ns: Option<i64>,
+    /// How long that one had waited for it; `None` = not known.
+    pub idle_before_ns: Option<u64>,
+    /// How far off all that may be.
+    pub error_ns: u64,
 }
 
 /// Milliseconds of a GPU's clock.
@@ -270,7 +292,13 @@ impl Steps {
                         let launched_ns = session.nanoseconds(log, record.ticks);
                         let done_ns = launched_ns.saturating_add(i64::from(step.read_after_us) * 1000);
                         let step = OnGpu::of(step);
-                        let placed = gpu_clock.place(launched_ns, done_ns, step.idle_before_ns, step.busy_ns);
+                        // A step that never was on the GPU is written at once, before those that are still there, and
+                        // none of its times is measured from its end.
+                        let placed = if step.is_known() {
+                            gpu_clock.place(launched_ns, done_ns, step.idle_before_ns, step.busy_ns)
+                        } else {
+                            None
+                        };
                         *on_gpu.entry(record.step) = OnGpu { placed, ..step };
                     }
                     Payload::Outputs(outputs) => steps.outputs.push((outputs.timestamp_bits, record.step)),
@@ -365,6 +393,38 @@ impl Steps {
     /// What the GPU's clock said of the step of this event.
     pub(crate) fn on_gpu(&self, event: &Event) -> Option<&OnGpu> {
         self.on_gpu[event.log].get(event.record.step)
+    }
+
+    /// When a step of the engine of this log was on the GPUs; `None` where that of one of its workers is not known.
+    pub(crate) fn gpu_span(&self, engine: usize, step: u64) -> Option<GpuSpan> {
+        let mut span: Option<GpuSpan> = None;
+        for (log, on_gpu) in self.on_gpu.iter().enumerate() {
+            if on_gpu.is_empty() || self.engines[log] != Some(engine) {
+                continue;
+            }
+            let on_gpu = on_gpu.get(step)?;
+            let placed = on_gpu.placed?;
+            let end_ns = placed.start_ns.saturating_add_unsigned(on_gpu.busy_ns?);
+            let of = GpuSpan {
+                start_ns: placed.start_ns,
+                end_ns,
+                forward_end_ns: on_gpu.forward_ns.map(|ns| placed.start_ns.saturating_add_unsigned(ns)),
+                idle_before_ns: on_gpu.idle_before_ns,
+                error_ns: placed.error_ns,
+            };
+            span = Some(match span {
+                Some(before) => {
+                    let last = if before.end_ns < of.end_ns { of } else { before };
+                    GpuSpan {
+                        start_ns: before.start_ns.min(of.start_ns),
+                        error_ns: before.error_ns.max(of.error_ns),
+                        ..last
+                    }
+                }
+                None => of,
+            });
+        }
+        span
     }
 
     /// When a front end took the outputs with this timestamp, nanoseconds since the session's start.
