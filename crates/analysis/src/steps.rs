@@ -126,6 +126,7 @@ impl OnGpu {
 
 /// When a step was on the GPUs of its workers, nanoseconds since the session's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "all are nanoseconds, and units are said in names")]
 pub(crate) struct GpuSpan {
     /// When the first GPU began it.
     pub start_ns: i64,
@@ -197,38 +198,47 @@ impl<T: Default> StepTable<T> {
     }
 }
 
-/// When a process worked, nanoseconds since the session's start.
+/// When a process worked.
 #[derive(Debug, Clone, Default)]
 struct Working {
-    /// From the beginning of its first work to the end of its last; `None` = there was none.
+    /// From the beginning of its first work to the end of its last, ticks; `None` = there was none.
+    ticks: Option<(u64, u64)>,
+    /// The same, nanoseconds since the session's start.
     span: Option<(i64, i64)>,
-    /// When it waited for requests: from, to; ascending.
+    /// When it waited for requests: from, to, nanoseconds since the session's start; ascending.
     idles: Vec<(i64, i64)>,
 }
 
 impl Working {
     /// Another record of its log that is labelled as work.
     fn see(&mut self, session: &Session, log: &Log, record: &Record) {
-        let start_ns = session.nanoseconds(log, record.ticks);
-        let end_ns = match &record.payload {
+        let start = record.ticks;
+        let end = match &record.payload {
             Payload::Span(span) => {
-                let end_ns = session.nanoseconds(log, record.ticks.saturating_add(span.duration_ticks));
+                let end = start.saturating_add(span.duration_ticks);
                 match log.span_name(record.name) {
                     // It goes on while a process loads and ends, too.
                     Name::GarbageCollection => return,
                     Name::EngineIdle => {
-                        self.idles.push((start_ns, end_ns));
+                        self.idles.push((session.nanoseconds(log, start), session.nanoseconds(log, end)));
                         return;
                     }
-                    _ => end_ns,
+                    _ => end,
                 }
             }
             // Somebody else is gone.
             Payload::ProcessExit(_) => return,
-            _ => start_ns,
+            _ => start,
         };
-        let (first_ns, last_ns) = self.span.unwrap_or((start_ns, end_ns));
-        self.span = Some((first_ns.min(start_ns), last_ns.max(end_ns)));
+        let (first, last) = self.ticks.unwrap_or((start, end));
+        self.ticks = Some((first.min(start), last.max(end)));
+    }
+
+    /// After the last record.
+    fn finish(mut self, session: &Session, log: &Log) -> Self {
+        self.span =
+            self.ticks.map(|(first, last)| (session.nanoseconds(log, first), session.nanoseconds(log, last)));
+        self
     }
 
     /// How much of a time it waited for requests, nanoseconds.
@@ -330,7 +340,7 @@ impl Steps {
                     _ => {}
                 }
             }
-            steps.working.push(working);
+            steps.working.push(working.finish(session, log));
             steps.scheduled.push(scheduled);
             steps.worked.push(worked);
             steps.on_gpu.push(on_gpu);

@@ -690,8 +690,8 @@ impl Reader<'_> {
         if let Some(scheduled_ns) = scheduled_ns
             && let Some(scheduling_ms) = step.part(Part::Scheduling)
         {
-            let before_ms = began_ns.saturating_sub(scheduled_ns).max(0) as f64 / 1e6;
-            step.scheduling_inside = Time::of_ms((scheduling_ms - before_ms).max(0.0));
+            let outside_ms = began_ns.saturating_sub(scheduled_ns).max(0) as f64 / 1e6;
+            step.scheduling_inside = Time::of_ms((scheduling_ms - outside_ms).max(0.0));
         }
         in_flight(&self.context.steps, log, &mut step, &done);
         self.steps.push(step);

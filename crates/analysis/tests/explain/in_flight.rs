@@ -2,8 +2,9 @@
 
 use profilemate_analysis::explain::{Explainer, Part, Recording, Status, Verdict};
 use profilemate_analysis::steps::Phase;
+use profilemate_analysis::{Row, analyze};
 use profilemate_format::record::{GpuStep, Label, Outputs, Payload, Schedule};
-use profilemate_session::{Name, Session};
+use profilemate_session::{Error, Name, Session};
 
 use crate::common::Log;
 
@@ -213,4 +214,62 @@ fn prompts_explain_no_more_than_passed_until_they_were_computed() {
         let [before] = explainer.step(last - 1).try_into().unwrap();
         assert_eq!(before.causes[0].verdict.text(), "other_step", "{before:?}");
     });
+}
+
+/// Where the GPU began the last of ten steps, and how far off that may be, nanoseconds. All but that are found done at once. Something
+/// is written before it.
+fn placed_after(between: impl Fn(&mut Log, u64)) -> (i64, u64) {
+    let mut worker = Log::new("engine_core", 0, 0, 8001, 8000);
+    worker.role("worker", 0, 0);
+    worker.fact("profiler:forward_pass_timing", "on");
+    for number in 1..=10_u64 {
+        let launched = number * 10_000;
+        if number == 10 {
+            between(&mut worker, launched);
+        }
+        let gpu_step = GpuStep {
+            forward_ms: Some(8.0),
+            idle_before_ms: (number > 1).then_some(2.0),
+            busy_ms: Some(8.0),
+            // Launched a millisecond before the GPU is free for it.
+            read_after_us: if number == 10 { 60_000 } else { 9_000 },
+            ..GpuStep::default()
+        };
+        worker.span(launched, 500, number, "forward", (8 | 8 << 32, 8), "NONE");
+        worker.push(launched, number, Label::Work, 0, Payload::GpuStep(gpu_step));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("raw");
+    std::fs::create_dir(&raw).unwrap();
+    worker.write(&raw);
+    let session = Session::open(folder.path()).unwrap();
+    let mut placed = None;
+    analyze::<Error>(&session, |row| {
+        if let Row::Forward(pass) = row
+            && pass.step == Some(10)
+        {
+            placed = pass.gpu_start;
+        }
+        Ok(())
+    })
+    .unwrap();
+    let placed = placed.unwrap();
+    (placed.start_ns, placed.error_ns)
+}
+
+#[test]
+fn a_step_that_never_was_on_the_gpu_does_not_move_the_others() {
+    let (start_ns, error_ns) = placed_after(|_, _| ());
+    assert!(error_ns <= 1_100_000, "{error_ns}");
+    // A step without tokens is written before one that is still there.
+    let empty = |worker: &mut Log, us: u64| {
+        worker.push(us + 5_000, 11, Label::Work, 0, Payload::GpuStep(GpuStep::default()));
+    };
+    assert_eq!(placed_after(empty), (start_ns, error_ns));
+    // One that was there and whose length is not known: nobody knows how far the next one is from those before.
+    let unmeasured = |worker: &mut Log, us: u64| {
+        let step = GpuStep { idle_before_ms: Some(2.0), read_after_us: 9_000, ..GpuStep::default() };
+        worker.push(us - 100, 11, Label::Work, 0, Payload::GpuStep(step));
+    };
+    assert!(placed_after(unmeasured).1 > 50_000_000);
 }
