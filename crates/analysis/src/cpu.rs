@@ -71,6 +71,7 @@ impl Collector {
         let operation = match (event.name, event.edge) {
             (Name::Forward, Edge::Begin) => self.batch_preparation(context, event)?,
             (name, _) if !is_operation(name) => return None,
+            (Name::GarbageCollection, _) if !context.steps.is_while_working(event) => return None,
             (name, _) => {
                 let span = event.span()?;
                 let step = match name {

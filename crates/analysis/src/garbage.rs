@@ -2,12 +2,14 @@
 
 use profilemate_session::{Component, Edge, Event, Name, Session};
 
+use crate::Context;
 use crate::statistics::{Samples, milliseconds};
 
 /// Generation that holds all older objects, and whose collection looks at every one of them (Python documentation, `gc`).
 const OLDEST: u64 = 2;
 
-/// The pauses of one process while it worked.
+/// The pauses of one process between its first and its last work. Of the engine core and its workers without those while the
+/// engine had no request: they stopped nobody.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Garbage {
     /// The process.
@@ -47,13 +49,16 @@ impl Collector {
     }
 
     #[inline]
-    pub(crate) fn see(&mut self, event: &Event) {
+    pub(crate) fn see(&mut self, context: &Context<'_>, event: &Event) {
         if event.name != Name::GarbageCollection || event.edge != Edge::End {
             return;
         }
-        let Some(span) = event.span() else { return };
+        let Some(span) = event.span().filter(|_| context.steps.is_while_working(event)) else { return };
+        let pause_ns = context.steps.awake_ns(context.session, event);
+        if pause_ns == 0 {
+            return;
+        }
         let of = &mut self.0[event.log];
-        let pause_ns = event.duration_ns();
         of.pauses.push(pause_ns);
         of.collected = of.collected.saturating_add(span.value_b & u64::from(u32::MAX));
         if span.value_a >= OLDEST {

@@ -98,7 +98,7 @@ pub struct Answers {
     pub ranks: Vec<ranks::Skew>,
     /// What one more token or sequence costs, where the steps say it.
     pub cost: Vec<cost::Fit>,
-    /// Pauses of Python's garbage collector, by process that had any.
+    /// Pauses of Python's garbage collector while there was work, by process that had any.
     pub garbage: Vec<garbage::Garbage>,
     /// What the probes cost, by process.
     pub overhead: Vec<overhead::Overhead>,
@@ -155,7 +155,7 @@ pub fn analyze<E: From<Error>>(
         counters.see(&event);
         iterations.see(&context, &event);
         overhead.see(session, &event);
-        garbage.see(&event);
+        garbage.see(&context, &event);
         if let Some(batch) = &mut batch
             && let Some(found) = batch.see(&context, &event)
         {

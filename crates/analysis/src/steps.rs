@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use profilemate_session::{Component, Error, Event, GpuStep, Label, Name, Payload, Session};
+use profilemate_session::{Component, Error, Event, GpuStep, Label, Log, Name, Payload, Record, Session};
 
 use crate::gpu_clock::{GpuClock, Placed};
 
@@ -115,6 +115,29 @@ impl OnGpu {
             padded_tokens: step.padded_tokens,
         }
     }
+
+    /// Whether any of its times is.
+    fn is_known(&self) -> bool {
+        [self.forward_ns, self.sample_ns, self.idle_before_ns, self.busy_ns, self.draft_ns]
+            .iter()
+            .any(Option::is_some)
+    }
+}
+
+/// When a step was on the GPUs of its workers, nanoseconds since the session's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "all are nanoseconds, and units are said in names")]
+pub(crate) struct GpuSpan {
+    /// When the first GPU began it.
+    pub start_ns: i64,
+    /// When the last one ended it, and its forward pass; `None` = not known.
+    pub end_ns: i64,
+    /// See `end_ns`.
+    pub forward_end_ns: Option<i64>,
+    /// How long that one had waited for it; `None` = not known.
+    pub idle_before_ns: Option<u64>,
+    /// How far off all that may be.
+    pub error_ns: u64,
 }
 
 /// Milliseconds of a GPU's clock.
@@ -175,9 +198,63 @@ impl<T: Default> StepTable<T> {
     }
 }
 
+/// When a process worked.
+#[derive(Debug, Clone, Default)]
+struct Working {
+    /// From the beginning of its first work to the end of its last, ticks; `None` = there was none.
+    ticks: Option<(u64, u64)>,
+    /// The same, nanoseconds since the session's start.
+    span: Option<(i64, i64)>,
+    /// When it waited for requests: from, to, nanoseconds since the session's start; ascending.
+    idles: Vec<(i64, i64)>,
+}
+
+impl Working {
+    /// Another record of its log that is labelled as work.
+    fn see(&mut self, session: &Session, log: &Log, record: &Record) {
+        let start = record.ticks;
+        let end = match &record.payload {
+            Payload::Span(span) => {
+                let end = start.saturating_add(span.duration_ticks);
+                match log.span_name(record.name) {
+                    // It goes on while a process loads and ends, too.
+                    Name::GarbageCollection => return,
+                    Name::EngineIdle => {
+                        self.idles.push((session.nanoseconds(log, start), session.nanoseconds(log, end)));
+                        return;
+                    }
+                    _ => end,
+                }
+            }
+            // Somebody else is gone.
+            Payload::ProcessExit(_) => return,
+            _ => start,
+        };
+        let (first, last) = self.ticks.unwrap_or((start, end));
+        self.ticks = Some((first.min(start), last.max(end)));
+    }
+
+    /// After the last record.
+    fn finish(mut self, session: &Session, log: &Log) -> Self {
+        self.span =
+            self.ticks.map(|(first, last)| (session.nanoseconds(log, first), session.nanoseconds(log, last)));
+        self
+    }
+
+    /// How much of a time it waited for requests, nanoseconds.
+    fn idle_ns(&self, start_ns: i64, end_ns: i64) -> u64 {
+        let from = self.idles.partition_point(|(_, to_ns)| *to_ns <= start_ns);
+        let within = self.idles[from..].iter().take_while(|(from_ns, _)| *from_ns < end_ns);
+        let of = |(from, to): &(i64, i64)| (*to).min(end_ns).saturating_sub((*from).max(start_ns));
+        within.map(of).filter_map(|ns| u64::try_from(ns).ok()).fold(0, u64::saturating_add)
+    }
+}
+
 /// Everything about steps that rows look up.
 #[derive(Debug, Default)]
 pub(crate) struct Steps {
+    /// By log.
+    working: Vec<Working>,
     /// By log, of those that are engines.
     scheduled: Vec<StepTable<Scheduled>>,
     /// By log, of those that are workers.
@@ -201,8 +278,12 @@ impl Steps {
             let mut worked = StepTable::<Worked>::default();
             let mut on_gpu = StepTable::<OnGpu>::default();
             let mut gpu_clock = GpuClock::default();
+            let mut working = Working::default();
             let mut records = log.records();
             while let Some(record) = records.next_record()? {
+                if record.label == Label::Work {
+                    working.see(session, log, &record);
+                }
                 let is_outputs = matches!(&record.payload, Payload::Span(_))
                     && log.span_name(record.name) == Name::OutputProcessing;
                 if record.label != Label::Work || record.step == 0 && !is_outputs {
@@ -221,7 +302,13 @@ impl Steps {
                         let launched_ns = session.nanoseconds(log, record.ticks);
                         let done_ns = launched_ns.saturating_add(i64::from(step.read_after_us) * 1000);
                         let step = OnGpu::of(step);
-                        let placed = gpu_clock.place(launched_ns, done_ns, step.idle_before_ns, step.busy_ns);
+                        // A step that never was on the GPU is written at once, before those that are still there, and
+                        // none of its times is measured from its end.
+                        let placed = if step.is_known() {
+                            gpu_clock.place(launched_ns, done_ns, step.idle_before_ns, step.busy_ns)
+                        } else {
+                            None
+                        };
                         *on_gpu.entry(record.step) = OnGpu { placed, ..step };
                     }
                     Payload::Outputs(outputs) => steps.outputs.push((outputs.timestamp_bits, record.step)),
@@ -253,6 +340,7 @@ impl Steps {
                     _ => {}
                 }
             }
+            steps.working.push(working.finish(session, log));
             steps.scheduled.push(scheduled);
             steps.worked.push(worked);
             steps.on_gpu.push(on_gpu);
@@ -261,6 +349,25 @@ impl Steps {
         steps.received.sort_unstable();
         steps.engines = (0..session.logs.len()).map(|log| engine_of(session, log)).collect();
         Ok(steps)
+    }
+
+    /// Whether an event that is labelled as work is part of it: not if it is a garbage collection before the first work of its
+    /// process (it loads then) or behind the last.
+    pub(crate) fn is_while_working(&self, event: &Event) -> bool {
+        event.name != Name::GarbageCollection
+            || self.working[event.log]
+                .span
+                .is_some_and(|(first_ns, last_ns)| event.start_ns < last_ns && event.end_ns > first_ns)
+    }
+
+    /// How long an event lasted while its engine had requests, nanoseconds. Of a front end that is all of it: requests may be
+    /// there that have not come to the engine yet.
+    pub(crate) fn awake_ns(&self, session: &Session, event: &Event) -> u64 {
+        let log = &session.logs[event.log];
+        let is_of_engine = [Component::EngineCore, Component::Worker].iter().any(|part| log.role(*part).is_some());
+        let engine = self.engines[event.log].filter(|_| is_of_engine);
+        let idle_ns = engine.map_or(0, |engine| self.working[engine].idle_ns(event.start_ns, event.end_ns));
+        event.duration_ns().saturating_sub(idle_ns)
     }
 
     /// What the scheduler decided for the step of this event; `None` when that is not known.
@@ -296,6 +403,38 @@ impl Steps {
     /// What the GPU's clock said of the step of this event.
     pub(crate) fn on_gpu(&self, event: &Event) -> Option<&OnGpu> {
         self.on_gpu[event.log].get(event.record.step)
+    }
+
+    /// When a step of the engine of this log was on the GPUs; `None` where that of one of its workers is not known.
+    pub(crate) fn gpu_span(&self, engine: usize, step: u64) -> Option<GpuSpan> {
+        let mut span: Option<GpuSpan> = None;
+        for (log, on_gpu) in self.on_gpu.iter().enumerate() {
+            if on_gpu.is_empty() || self.engines[log] != Some(engine) {
+                continue;
+            }
+            let on_gpu = on_gpu.get(step)?;
+            let placed = on_gpu.placed?;
+            let end_ns = placed.start_ns.saturating_add_unsigned(on_gpu.busy_ns?);
+            let of = GpuSpan {
+                start_ns: placed.start_ns,
+                end_ns,
+                forward_end_ns: on_gpu.forward_ns.map(|ns| placed.start_ns.saturating_add_unsigned(ns)),
+                idle_before_ns: on_gpu.idle_before_ns,
+                error_ns: placed.error_ns,
+            };
+            span = Some(match span {
+                Some(before) => {
+                    let last = if before.end_ns < of.end_ns { of } else { before };
+                    GpuSpan {
+                        start_ns: before.start_ns.min(of.start_ns),
+                        error_ns: before.error_ns.max(of.error_ns),
+                        ..last
+                    }
+                }
+                None => of,
+            });
+        }
+        span
     }
 
     /// When a front end took the outputs with this timestamp, nanoseconds since the session's start.

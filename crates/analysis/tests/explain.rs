@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "a test; what is compared is exact")]
 
+#[path = "explain/in_flight.rs"]
+mod in_flight;
 #[path = "explain/life.rs"]
 mod life;
 #[path = "explain/requests.rs"]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use profilemate_analysis::explain::requests::{Found, RequestCause, RequestExplanation, RequestVerdict, What};
 use profilemate_analysis::explain::steps::Located;
 use profilemate_analysis::explain::usual::Usual;
-use profilemate_analysis::explain::{Cause, Explainer, Explanation, New, Part, Status, Verdict};
+use profilemate_analysis::explain::{Blocker, Cause, Explainer, Explanation, New, Part, Status, Verdict};
 use profilemate_analysis::steps::Phase;
 use serde_json::{Value, json};
 
@@ -99,6 +99,7 @@ fn part_words(part: Part) -> String {
         Part::BetweenSteps => "the time before the scheduler was called".to_owned(),
         Part::UpdateFromOutput => "taking the results".to_owned(),
         Part::GpuIdle => "waiting of the GPU".to_owned(),
+        Part::OtherStep => "another step in flight".to_owned(),
         Part::Other => "what no probe sees".to_owned(),
         part => part.text().replace('_', " "),
     }
@@ -165,9 +166,44 @@ fn why(verdict: &Verdict) -> String {
                 ms(*usual_ms)
             )
         }
+        Verdict::OtherStep { blocker, work, ms: lay, usual_ms } => {
+            other_step(blocker, work.as_ref(), *lay, *usual_ms)
+        }
         Verdict::Other(located) => format!("the rest{}", where_it_lies(located.as_ref())),
         Verdict::Unknown(located) => format!("unknown{}", where_it_lies(located.as_ref())),
     }
+}
+
+/// Share of the time that results lay there in which the GPU worked on the other step, from which on it is the GPU that was waited
+/// for.
+const GPU_SHARE: f64 = 0.9;
+
+fn other_step(blocker: &Blocker, work: Option<&(Phase, u32, u32)>, lay_ms: f64, usual_ms: f64) -> String {
+    let gpu_ms = f64::from(blocker.gpu_ms);
+    let work = work.map_or(String::new(), |(of, tokens, prompts)| {
+        let prompts = if *of == Phase::Mixed {
+            format!(", {} of prompts", grouped((*prompts).into()))
+        } else {
+            String::new()
+        };
+        format!(" ({}, {}{prompts})", phase(*of), counted((*tokens).into(), "token"))
+    });
+    let host = format!("{} took {}", blocker.name.text().replace('_', " "), ms(blocker.ms.into()));
+    let number = blocker.number;
+    let how = if blocker.starves_gpu {
+        format!(
+            "the engine was busy with step {number}{work}: {host}; the GPU worked on that for {}, no faster than it \
+             was launched",
+            ms(gpu_ms)
+        )
+    } else if gpu_ms >= GPU_SHARE * lay_ms {
+        format!("the GPU went on with step {number}{work}, and launching that kept the engine busy: {host}")
+    } else if gpu_ms > 0.0 {
+        format!("the engine was busy with step {number}{work}: {host}; the GPU worked on that for {}", ms(gpu_ms))
+    } else {
+        format!("the engine was busy with step {number}{work}: {host}")
+    };
+    format!("other step: the results lay there for {}, usually {}; {how}", ms(lay_ms), ms(usual_ms))
 }
 
 fn as_usual(usual_ms: f64, up_to_ms: Option<f64>) -> String {
@@ -480,6 +516,18 @@ fn details(verdict: &Verdict) -> Value {
             ("usual_ms", rounded(*usual_ms)),
             ("longest_part", longest.map(|(part, _)| part.text().into())),
             ("longest_part_more_ms", longest.and_then(|(_, ms)| rounded(ms))),
+        ]),
+        Verdict::OtherStep { blocker, work, ms, usual_ms } => object([
+            ("step", Some(blocker.number.into())),
+            ("phase", work.map(|(phase, ..)| phase.text().into())),
+            ("num_tokens", work.map(|(_, tokens, _)| tokens.into())),
+            ("prefill_tokens", work.map(|(.., tokens)| tokens.into())),
+            ("operation", Some(blocker.name.text().into())),
+            ("operation_ms", rounded(blocker.ms.into())),
+            ("gpu_ms", rounded(blocker.gpu_ms.into())),
+            ("gpu_waits_for_launches", Some(blocker.starves_gpu.into())),
+            ("results_lay_ms", rounded(*ms)),
+            ("usual_ms", rounded(*usual_ms)),
         ]),
         Verdict::Other(located) | Verdict::Unknown(located) => located_json(located.as_ref()),
     }

@@ -170,7 +170,16 @@ fn a_quiet_session_says_so() {
 #[test]
 fn golden_sessions() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../session/tests/golden/v1");
-    for name in ["server", "single_process", "parallel", "gpu", "real_decode", "real_prefill", "real_preempting"] {
+    for name in [
+        "server",
+        "single_process",
+        "parallel",
+        "gpu",
+        "real_decode",
+        "real_prefill",
+        "real_preempting",
+        "real_gpu",
+    ] {
         let session = Session::open(&golden.join(name)).unwrap();
         let recording = Recording::read(&session).unwrap();
         let explainer = Explainer::new(&recording);
@@ -179,6 +188,13 @@ fn golden_sessions() {
         let step = explanation::steps(&explainer.step(20));
         assert_fits(&step);
         insta::assert_snapshot!(format!("golden_{name}"), format!("{slowest}\n{step}"));
+        if name == "real_gpu" {
+            // Steps in flight: the results of 13 and 15 lay there while the next step was launched; 14 and 16 had gone before.
+            let in_flight: Vec<_> = (13..=16).flat_map(|number| explainer.step(number)).collect();
+            let text = explanation::steps(&in_flight);
+            assert_fits(&text);
+            insta::assert_snapshot!("golden_real_gpu_in_flight", text);
+        }
         let requests = find(&session, &explainer, |id| id.starts_with("cmpl-pressed-5-")).unwrap();
         if name == "real_preempting" {
             let text = explanation::requests(&requests);

@@ -46,13 +46,18 @@ fn assert_fits(summary: &str) {
 }
 
 fn every_table(name: &str) {
+    tables_and_summary(name, |_| true);
+}
+
+/// Makes everything of a session, and keeps the summary and the files that are chosen by their names.
+fn tables_and_summary(name: &str, is_kept: impl Fn(&str) -> bool) {
     let (_folder, folder) = copy(name);
     let folder = folder.canonicalize().unwrap();
     let session = Session::open(&folder).unwrap();
     let answers = tables::write(&session, &folder).unwrap();
     let shown = |text: &str| text.replace(&*folder.to_string_lossy(), "SESSION");
     let first = files(&folder);
-    for (file, text) in &first {
+    for (file, text) in first.iter().filter(|(file, _)| is_kept(file)) {
         insta::assert_snapshot!(format!("{name}__{file}"), shown(text));
     }
     let summary = plain(&terminal::summary(&session, &answers, Some(&folder)));
@@ -119,6 +124,16 @@ fn real_prefill() {
 #[test]
 fn real_preempting() {
     every_table("real_preempting");
+}
+
+#[test]
+fn real_gpu() {
+    // Its tables have 190 KiB.
+    tables_and_summary("real_gpu", |file| {
+        Path::new(file).extension() != Some("csv".as_ref())
+            || file.starts_with("cuda_graph_captures")
+            || file.starts_with("cuda_graph_usage")
+    });
 }
 
 #[test]

@@ -8,7 +8,7 @@ pub mod requests;
 pub mod steps;
 pub mod usual;
 
-pub use recording::{New, Part, Recording, Step};
+pub use recording::{Blocker, New, Part, Recording, Step};
 pub use steps::{Cause, Explainer, Explanation, Status, Verdict};
 
 impl Recording {

@@ -35,13 +35,16 @@ pub enum Part {
     UpdateFromOutput,
     /// The GPU waits for the host before the forward pass; only where the GPU's clock was read.
     GpuIdle,
+    /// The results are there, and the engine's thread is busy with another step that is in flight; only where the GPU's clock says
+    /// when they were there.
+    OtherStep,
     /// What is left of the step's time: messages between processes, waiting for them, what no probe sees.
     Other,
 }
 
 impl Part {
     /// Every part, in the order in which a step goes through them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::BetweenSteps,
         Self::OutputProcessing,
         Self::Scheduling,
@@ -50,6 +53,7 @@ impl Part {
         Self::Forward,
         Self::Sampling,
         Self::Bookkeeping,
+        Self::OtherStep,
         Self::UpdateFromOutput,
         Self::Other,
     ];
@@ -66,6 +70,7 @@ impl Part {
             Self::Bookkeeping => "bookkeeping",
             Self::UpdateFromOutput => "update_from_output",
             Self::GpuIdle => "gpu_idle",
+            Self::OtherStep => "other_step",
             Self::Other => "other",
         }
     }
@@ -84,6 +89,11 @@ impl Time {
     #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
     fn of(nanoseconds: u64) -> Self {
         Self((nanoseconds as f64 / 1e6) as f32)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
+    fn of_ms(milliseconds: f64) -> Self {
+        Self(milliseconds as f32)
     }
 
     /// Milliseconds, if they are known.
@@ -117,6 +127,21 @@ pub struct Stopped {
     pub(super) log: u16,
     /// Of a garbage collection its generation, of a warm-up its name in [`Recording::names`].
     pub(super) what: u32,
+}
+
+/// The step that the engine was busy with while the results of one lay there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Blocker {
+    /// Its number.
+    pub number: u64,
+    /// What took the longest of it.
+    pub name: Name,
+    /// How long that took, also before the results were there, milliseconds.
+    pub ms: f32,
+    /// How long a GPU worked on it while they were, milliseconds.
+    pub gpu_ms: f32,
+    /// Whether the GPU ended its forward pass together with the launch of it: then it had waited for the launches.
+    pub starves_gpu: bool,
 }
 
 /// What is new in a step.
@@ -164,6 +189,16 @@ pub struct Step {
     pub(super) parts: [Time; PARTS],
     /// From the first to the last kernel on the GPU.
     pub(super) gpu_busy: Time,
+    /// How much of its time had passed when its GPU had ended it; a GPU may have done so before it began.
+    pub(super) until_ready: Time,
+    /// How much of its time its GPU worked on it.
+    pub(super) gpu_inside: Time,
+    /// How much of its time its GPU waited for it.
+    gpu_idle_inside: Time,
+    /// What [`Part::OtherStep`] was.
+    pub blocker: Option<Blocker>,
+    /// How much of its time its own scheduling took: with steps in flight that lies before.
+    pub(super) scheduling_inside: Time,
     /// Forward passes of its workers: the sum of all, how many, and whose was the longest.
     forward_sum: Time,
     /// Workers whose forward pass is known.
@@ -205,6 +240,11 @@ impl Step {
             padded_tokens: 0,
             parts: [Time::UNKNOWN; PARTS],
             gpu_busy: Time::UNKNOWN,
+            until_ready: Time::UNKNOWN,
+            gpu_inside: Time::UNKNOWN,
+            gpu_idle_inside: Time::UNKNOWN,
+            blocker: None,
+            scheduling_inside: Time::UNKNOWN,
             forward_sum: Time::UNKNOWN,
             workers: 0,
             slowest_log: 0,
@@ -281,6 +321,20 @@ struct Pause {
     in_worker: bool,
 }
 
+/// Something that an engine's thread did for a step.
+#[derive(Debug, Clone, Copy)]
+struct Done {
+    start_ns: i64,
+    end_ns: i64,
+    step: u64,
+    name: Name,
+}
+
+/// … that are kept at most until a step ends.
+const MOST_DONE: usize = 4096;
+/// Share of its pass that a GPU goes on after the launch, below which it has waited for launches. Where the GPU is the slower one,
+/// launches are queued, and much is left to do when the last is in the queue.
+const LEAST_BACKLOG: f64 = 0.05;
 /// Pauses that are kept at most until a step ends.
 const MOST_PAUSES: usize = 4096;
 /// Steps that are under way at most; pipelines have a few.
@@ -299,6 +353,8 @@ struct Engine {
     /// Requests that it had after the last call of the scheduler, less those that ended since.
     requests: i64,
     pauses: VecDeque<Pause>,
+    /// What its thread did since the last step ended.
+    done: Vec<Done>,
     output_processing_ns: u64,
     /// Requests that are preempted at this moment.
     preempted: HashSet<u64>,
@@ -487,6 +543,7 @@ impl Reader<'_> {
 
     fn operation(&mut self, event: &Event, operation: &cpu::Operation<'_>) {
         let (log, duration_ns) = (event.log, operation.duration_ns);
+        self.done(event);
         let part = match operation.name {
             Name::Scheduling => Part::Scheduling,
             Name::BatchPreparation => Part::BatchPreparation,
@@ -524,6 +581,22 @@ impl Reader<'_> {
         }
         if part == Part::UpdateFromOutput {
             self.end(log, number, event.end_ns);
+        }
+    }
+
+    /// What the engine's own thread did: a worker of its own keeps no engine from anything.
+    fn done(&mut self, event: &Event) {
+        let is_done = matches!(
+            event.name,
+            Name::Scheduling | Name::ModelExecution | Name::Sampling | Name::Bookkeeping | Name::UpdateFromOutput
+        );
+        if !is_done || event.record.step == 0 || self.context.steps.engine(event.log) != Some(event.log) {
+            return;
+        }
+        let done = &mut self.engines[event.log].done;
+        if done.len() < MOST_DONE {
+            let (start_ns, end_ns) = (event.start_ns, event.end_ns);
+            done.push(Done { start_ns, end_ns, step: event.record.step, name: event.name });
         }
     }
 
@@ -588,6 +661,7 @@ impl Reader<'_> {
         let before_ns = engine.last_end_ns.replace(end_ns);
         let output_processing_ns = std::mem::take(&mut engine.output_processing_ns);
         let idle_until_ns = engine.idle_until_ns.take();
+        let done = std::mem::take(&mut engine.done);
         let Some(at) = engine.open.iter().position(|step| step.number == number) else { return };
         let Some(mut step) = engine.open.remove(at) else { return };
         engine.open.retain(|open| open.num_tokens > 0 || open.number > number);
@@ -613,6 +687,13 @@ impl Reader<'_> {
             *(if pauses { &mut step.garbage } else { &mut step.warm_up }) = stopped;
         }
         engine.pauses.retain(|pause| pause.end_ns > end_ns);
+        if let Some(scheduled_ns) = scheduled_ns
+            && let Some(scheduling_ms) = step.part(Part::Scheduling)
+        {
+            let outside_ms = began_ns.saturating_sub(scheduled_ns).max(0) as f64 / 1e6;
+            step.scheduling_inside = Time::of_ms((scheduling_ms - outside_ms).max(0.0));
+        }
+        in_flight(&self.context.steps, log, &mut step, &done);
         self.steps.push(step);
     }
 
@@ -653,13 +734,65 @@ fn mark_first(steps: &mut [Step]) {
     }
 }
 
+/// How much of the time from `from_ns` to `to_ns` lies in another, nanoseconds.
+fn within(from_ns: i64, to_ns: i64, other_from_ns: i64, other_to_ns: i64) -> u64 {
+    let ns = to_ns.min(other_to_ns).saturating_sub(from_ns.max(other_from_ns));
+    u64::try_from(ns).unwrap_or(0)
+}
+
+/// What a step's time is made of where the GPU's clock says when its results were there: with steps in flight the GPU may have
+/// worked on it before, and the engine may have come to its results late.
+fn in_flight(steps: &Steps, log: usize, step: &mut Step, done: &[Done]) {
+    let Some(on_gpu) = steps.gpu_span(log, step.number) else { return };
+    let (began_ns, ended_ns) = (step.began_ns, step.ended_ns);
+    // At the latest.
+    let ready_ns = on_gpu.end_ns.saturating_add_unsigned(on_gpu.error_ns).clamp(began_ns, ended_ns);
+    step.until_ready = Time::of(ready_ns.saturating_sub(began_ns).unsigned_abs());
+    step.gpu_inside = Time::of(within(began_ns, ready_ns, on_gpu.start_ns, i64::MAX));
+    if let Some(idle_ns) = on_gpu.idle_before_ns {
+        let idle_from_ns = on_gpu.start_ns.saturating_sub_unsigned(idle_ns);
+        step.gpu_idle_inside = Time::of(within(began_ns, ended_ns, idle_from_ns, on_gpu.start_ns));
+    }
+    let others = done.iter().filter(|done| done.step != step.number);
+    let late = others.filter_map(|done| {
+        let ns = within(ready_ns, ended_ns, done.start_ns, done.end_ns);
+        (ns > 0).then_some((ns, done))
+    });
+    let late_ns = late.clone().map(|(ns, _)| ns).fold(0, u64::saturating_add);
+    step.parts[Part::OtherStep as usize] = Time::of(late_ns);
+    step.blocker = late.max_by_key(|(ns, _)| *ns).map(|(_, done)| {
+        let other = steps.gpu_span(log, done.step);
+        let gpu_ns = other.map_or(0, |other| within(ready_ns, ended_ns, other.start_ns, other.end_ns));
+        let starves_gpu = other.is_some_and(|other| {
+            other.forward_end_ns.is_some_and(|forward_end_ns| {
+                let pass_ns = forward_end_ns.saturating_sub(other.start_ns) as f64;
+                let backlog_ns = forward_end_ns.saturating_sub(done.end_ns) as f64;
+                done.name == Name::ModelExecution && backlog_ns < LEAST_BACKLOG * pass_ns
+            })
+        });
+        Blocker {
+            number: done.step,
+            name: done.name,
+            ms: Time::of(done.end_ns.saturating_sub(done.start_ns).unsigned_abs()).0,
+            gpu_ms: Time::of(gpu_ns).0,
+            starves_gpu,
+        }
+    });
+}
+
 /// What is left of a step's time.
 fn rest(step: &mut Step, is_lightweight: bool) {
     if step.is_on_gpu && step.after_idle {
         // It is the time in which nobody asked for anything.
         step.parts[Part::GpuIdle as usize] = Time::UNKNOWN;
     }
-    let known: f64 = if step.is_on_gpu {
+    let known: f64 = if let Some(until_ready_ms) = step.until_ready.ms() {
+        if step.gpu_idle_inside.ms().is_some() && !step.after_idle {
+            step.parts[Part::GpuIdle as usize] = step.gpu_idle_inside;
+        }
+        let update_ms = [step.part(Part::UpdateFromOutput), step.part(Part::OtherStep)].into_iter().flatten();
+        until_ready_ms + update_ms.sum::<f64>()
+    } else if step.is_on_gpu {
         [step.part(Part::GpuIdle), step.gpu_busy.ms()].into_iter().flatten().sum()
     } else {
         let in_forward = |part: &Part| is_lightweight && matches!(part, Part::Sampling | Part::Bookkeeping);

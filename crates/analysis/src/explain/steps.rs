@@ -9,7 +9,7 @@
 //!    what the ones before it left. So all verdicts together never explain more than the excess.
 //! 4. What is left is said to be so, with the part of the step where it lies; **unknown**, if that is more than half of the excess.
 
-use super::recording::{New, Part, Recording, Step, Stopped};
+use super::recording::{Blocker, New, Part, Recording, Step, Stopped};
 use super::usual::{AllUsual, LEAST_MS, Usual, size};
 use crate::steps::Phase;
 
@@ -115,6 +115,17 @@ pub enum Verdict {
         /// What the host did longer than usual before the forward pass, and by how many milliseconds.
         longest: Option<(Part, f64)>,
     },
+    /// The results were there, and the engine was busy with another step in flight before it took them.
+    OtherStep {
+        /// What with.
+        blocker: Blocker,
+        /// That step's phase and its tokens, and those of prompts; `None` if they are not known.
+        work: Option<(Phase, u32, u32)>,
+        /// How long they lay there, milliseconds.
+        ms: f64,
+        /// How long usually, milliseconds.
+        usual_ms: f64,
+    },
     /// What the others leave, and where it lies.
     Other(Option<Located>),
     /// Most of it is not explained; where it lies.
@@ -147,6 +158,7 @@ impl Verdict {
             Self::KvEviction { .. } => "kv_eviction",
             Self::SlowRank { .. } => "slow_rank",
             Self::LateScheduling { .. } => "late_scheduling",
+            Self::OtherStep { .. } => "other_step",
             Self::Other(_) => "other",
             Self::Unknown(_) => "unknown",
         }
@@ -406,7 +418,12 @@ impl<'a> Explainer<'a> {
         let least = (LEAST_SHARE * excess_ms).max(LEAST_MS);
         let mut causes = Vec::new();
         let mut left_ms = excess_ms;
-        let work_ms = base.expected_ms.map_or(0.0, |expected| expected - base.usual_ms).clamp(0.0, excess_ms);
+        // What the GPU did before the step's time began made it no longer.
+        let own_ms = step.until_ready.ms().map_or(f64::INFINITY, |ready_ms| {
+            (ready_ms - base.usual.until_ready.map_or(0.0, |usual| usual.median)).max(0.0)
+        });
+        let more_work_ms = base.expected_ms.map_or(0.0, |expected| expected - base.usual_ms);
+        let work_ms = more_work_ms.min(own_ms).clamp(0.0, excess_ms);
         for (verdict, ms) in work(step, phase, base, work_ms) {
             if ms >= least {
                 causes.push(Cause { verdict, explains_ms: ms });
@@ -415,10 +432,12 @@ impl<'a> Explainer<'a> {
         }
         // What was too little to be named stays unexplained.
         let comparable = base.similar.or(Some(base.usual).filter(|usual| usual.phase == phase));
+        // No more than what passed until it was ready is because of the GPU.
+        let inside_ms = step.gpu_inside.ms().unwrap_or(f64::INFINITY).min(own_ms - work_ms);
         let device = comparable
             .and_then(|usual| Some(step.gpu_busy.ms()? - usual.gpu_busy?.median))
             .filter(|_| base.similar.is_some())
-            .map_or(0.0, |longer| longer.clamp(0.0, left_ms));
+            .map_or(0.0, |longer| longer.min(inside_ms).clamp(0.0, left_ms));
         let mut left = Left { device, host: left_ms - device, least };
         self.happenings(step, base, comparable, &mut left, &mut causes);
         causes.sort_by(|a, b| b.explains_ms.total_cmp(&a.explains_ms));
@@ -449,6 +468,7 @@ impl<'a> Explainer<'a> {
         let longer =
             |part: Part| comparable.and_then(|usual| usual.part(part)?.excess(step.part(part)?)).unwrap_or(0.0);
         let forward_ms = if base.similar.is_some() { longer(Part::Forward) } else { 0.0 };
+        let forward_ms = forward_ms.min(step.gpu_inside.ms().unwrap_or(f64::INFINITY));
 
         // By how much the parts of a step were longer that a stopped process can have made so.
         let stoppable = |stopped: &Stopped| {
@@ -486,12 +506,14 @@ impl<'a> Explainer<'a> {
         if let Some(what) = step.new.filter(|_| base.similar.is_some() && self.is_the_exception(step, base)) {
             let first_ms = forward_ms + longer(Part::BatchPreparation) + longer(Part::Sampling);
             let bubble_ms = if step.is_on_gpu { longer(Part::GpuIdle) } else { 0.0 };
-            add(Verdict::FirstUse { what }, left.forward(first_ms.max(forward_ms + bubble_ms)));
+            let until_ready_ms = step.until_ready.ms().unwrap_or(f64::INFINITY);
+            let first_ms = first_ms.max(forward_ms + bubble_ms).min(until_ready_ms);
+            add(Verdict::FirstUse { what }, left.forward(first_ms));
         }
         if let Some(verdict) = base.similar.and_then(|similar| self.graph_miss(step, similar)) {
             add(verdict, left.forward(forward_ms));
         }
-        let scheduling_ms = longer(Part::Scheduling);
+        let scheduling_ms = longer(Part::Scheduling).min(step.scheduling_inside.ms().unwrap_or(f64::INFINITY));
         let mut scheduling_left_ms = scheduling_ms;
         if step.preempted > 0 {
             let taken = left.host(scheduling_left_ms);
@@ -510,6 +532,9 @@ impl<'a> Explainer<'a> {
             let verdict = Verdict::SlowRank { process, gap_ms, usual_gap_ms: usual.median };
             add(verdict, left.forward(more_ms.min(forward_ms)));
         }
+        if let Some((verdict, more_ms)) = self.other_step(step, base) {
+            add(verdict, left.host(more_ms));
+        }
         let bubble = if step.is_on_gpu { Part::GpuIdle } else { Part::BetweenSteps };
         let bubble_ms = longer(bubble);
         if bubble_ms > 0.0 {
@@ -525,6 +550,20 @@ impl<'a> Explainer<'a> {
             };
             add(verdict, left.host(bubble_ms));
         }
+    }
+
+    /// How much longer than usual its results lay there. Usual is the lesser of what is compared with, as for its time.
+    fn other_step(&self, step: &Step, base: &Baseline<'_>) -> Option<(Verdict, f64)> {
+        let (blocker, ms) = (step.blocker?, step.part(Part::OtherStep)?);
+        let usual = [Some(base.usual), base.similar].into_iter().flatten();
+        let usual =
+            usual.filter_map(|usual| usual.part(Part::OtherStep)).min_by(|a, b| a.median.total_cmp(&b.median));
+        let more_ms = usual.map_or(Some(ms), |usual| usual.excess(ms))?;
+        let other =
+            self.recording.steps.iter().find(|other| (other.log, other.number) == (step.log, blocker.number));
+        let work = other.and_then(|other| Some((other.phase()?, other.num_tokens, other.prefill_tokens)));
+        let usual_ms = usual.map_or(0.0, |usual| usual.median);
+        Some((Verdict::OtherStep { blocker, work, ms, usual_ms }, more_ms))
     }
 
     /// Whether nearly no other step of its phase and size took as long.
@@ -584,15 +623,27 @@ fn work(step: &Step, phase: Phase, base: &Baseline<'_>, work_ms: f64) -> Vec<(Ve
 fn located(step: &Step, base: &Baseline<'_>) -> Option<Located> {
     let usual = base.similar?;
     let waits_for_gpu = step.is_on_gpu && step.part(Part::GpuIdle).is_some();
+    let longer_ms = |located: &Located| {
+        let longer_ms = located.ms - located.usual_ms;
+        match (located.part, step.gpu_inside.ms()) {
+            // What the GPU did before the step's time began made it no longer.
+            (Part::Forward | Part::Sampling, Some(inside_ms)) => longer_ms.min(inside_ms),
+            _ => longer_ms,
+        }
+    };
     Part::ALL
         .into_iter()
-        .filter(|part| {
+        .filter(|part| match part {
+            // It has a verdict of its own.
+            Part::OtherStep => false,
+            Part::GpuIdle | Part::Forward | Part::Sampling | Part::Other => true,
+            Part::UpdateFromOutput if step.until_ready.ms().is_some() => true,
             // What the host does while the GPU works is no part of the time that passes.
-            !waits_for_gpu || matches!(part, Part::GpuIdle | Part::Forward | Part::Sampling | Part::Other)
+            _ => !waits_for_gpu,
         })
         .filter_map(|part| {
             let (ms, usual_ms) = (step.part(part)?, usual.part(part)?.median);
-            Some(Located { part, ms, usual_ms }).filter(|located| located.ms - located.usual_ms > LEAST_MS)
+            Some(Located { part, ms, usual_ms }).filter(|located| longer_ms(located) > LEAST_MS)
         })
-        .max_by(|a, b| (a.ms - a.usual_ms).total_cmp(&(b.ms - b.usual_ms)))
+        .max_by(|a, b| longer_ms(a).total_cmp(&longer_ms(b)))
 }

@@ -47,3 +47,21 @@ fn collections_that_nobody_notices_are_no_fault() {
         assert!(!ids(&server.find()).contains(&"garbage-collection-pauses"), "{what}");
     }
 }
+
+#[test]
+fn loading_shutting_down_and_idling_stop_nobody() {
+    // The times of three of 300 ms: the second one hits the first work, and is the only one then.
+    let with = |pauses: [(u64, u64); 3]| {
+        let mut server = pausing(0, 0, 2);
+        server.engine.span(2_010_000, 5_000_000, 0, "engine_idle", (0, 0), "");
+        server.engine.span(7_010_000, 10_000, 201, "engine_step", (0, 0), "");
+        for (us, long_us) in pauses {
+            server.engine.span(us, long_us, 0, "garbage_collection", (2, 7), "");
+        }
+        ids(&server.find()).contains(&"garbage-collection-pauses")
+    };
+    assert!(with([(100_000, 300_000), (500_000, 300_000), (900_000, 300_000)]));
+    assert!(!with([(0, 9_000), (500_000, 300_000), (900_000, 300_000)]), "one while it loads");
+    assert!(!with([(7_020_000, 600_000), (500_000, 300_000), (900_000, 300_000)]), "one behind its last work");
+    assert!(!with([(3_000_000, 600_000), (500_000, 300_000), (900_000, 300_000)]), "one while it idles");
+}
