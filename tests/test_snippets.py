@@ -5,7 +5,7 @@ How a document is read:
 - A fenced block of `sh`, `bash`, or no language is run by bash; one of `python` by Python. They run in a folder of
   their own, beside copies of recorded sessions. Blocks of SHOWN languages are not run; there are no others.
 - A comment on the line above the fence says what is special about the block: `<!-- not run: REASON -->` (of NOT_RUN),
-  `<!-- exits with 3 -->`, `<!-- session: gpu -->` (which of SESSIONS the block is about, instead of `real_preempting`),
+  `<!-- exits with 3 -->`, `<!-- session: real_gpu -->` (one of SESSIONS, instead of the first),
   `<!-- continues -->` (it runs behind the block of its language before it), `<!-- output -->` (a block of text: what
   the block before it printed, where a line `…` stands for any lines).
 - SESSION, BASE, CANDIDATE and the like are folders in that folder (LINKS). Words in capitals that stand for a number or
@@ -34,8 +34,8 @@ GOLDEN = ROOT / "crates" / "session" / "tests" / "golden" / "v1"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LIMIT_SECONDS = 120
 
-#: Recorded sessions that documents show. `gpu` is a made-up one, the others are of a real vLLM on a CPU.
-SESSIONS = ("real_preempting", "real_decode", "gpu")
+#: Recorded sessions of real servers that documents show.
+SESSIONS = ("real_preempting", "real_decode", "real_gpu")
 #: Folders in the block's folder, and the sessions they are; None: the block's own.
 LINKS: dict[str, str | None] = {
     "SESSION": None,
