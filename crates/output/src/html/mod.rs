@@ -107,7 +107,7 @@ pub fn write(page: &str, path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cause = |error: Error| match error {
         Error::Write { cause, .. } => cause,
-        Error::Session(error) => io::Error::other(error),
+        other => io::Error::other(other),
     };
     let _turn = one_at_a_time(folder).map_err(cause)?;
     let mut file = NewFile::create(folder, &name.to_string_lossy()).map_err(cause)?;
