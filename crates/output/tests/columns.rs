@@ -14,7 +14,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use profilemate_output::tables::{self, Formats};
 use profilemate_session::Session;
 
-const BOTH: Formats = Formats { csv: true, parquet: true };
+const BOTH: Formats = Formats { csv: true, parquet: true, html: false };
 
 fn golden() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../session/tests/golden/v1");
@@ -134,7 +134,7 @@ fn every_cell_of_every_golden_session_is_the_same_in_every_format() {
 fn parquet_alone_leaves_csv_as_it_is_and_is_the_same_every_time() {
     let folder = tempfile::tempdir().unwrap();
     let session = Session::open(golden().first().unwrap()).unwrap();
-    let parquet_alone = Formats { csv: false, parquet: true };
+    let parquet_alone = Formats { csv: false, parquet: true, html: false };
     fs::write(folder.path().join("batch_utilization.csv"), "old").unwrap();
     tables::write_as(&session, folder.path(), parquet_alone).unwrap();
     assert_eq!(fs::read_to_string(folder.path().join("batch_utilization.csv")).unwrap(), "old");
