@@ -33,7 +33,7 @@ struct Read {
 /// A session: one launch of vLLM, as it was recorded up to the moment it was opened.
 #[pyclass(frozen, module = "profilemate")]
 pub(crate) struct Session {
-    session: profilemate_session::Session,
+    recorded: profilemate_session::Session,
     tables: Vec<&'static str>,
     read: Mutex<Read>,
 }
@@ -49,27 +49,26 @@ pub(crate) fn open_session(py: Python<'_>, path: Option<PathBuf>) -> PyResult<Se
         };
         let session = profilemate_session::Session::open(&folder)?;
         let tables = tables::names(&session);
-        Ok(Session { session, tables, read: Mutex::default() })
+        Ok(Session { recorded: session, tables, read: Mutex::default() })
     })
     .map_err(|error: profilemate_session::Error| failed(error))
 }
 
+/// The documents of a session by name, and the table that was asked for.
+type Found = (Map<String, Value>, Option<Arc<ArrowTable>>);
+
 impl Session {
     /// Reads the raw logs for the documents, and for a table if one is named, unless that was done.
-    fn read(
-        &self,
-        py: Python<'_>,
-        table: Option<&'static str>,
-    ) -> PyResult<(Map<String, Value>, Option<Arc<ArrowTable>>)> {
+    fn read(&self, py: Python<'_>, table: Option<&'static str>) -> PyResult<Found> {
         py.detach(|| {
             let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
             let is_there = table.is_none_or(|name| read.tables.contains_key(name));
             if !is_there || read.documents.is_none() {
-                let (answers, found) = tables::read(&self.session, table.as_slice())?;
+                let (answers, found) = tables::read(&self.recorded, table.as_slice())?;
                 read.tables.extend(found.into_iter().map(|(name, table)| (name, Arc::new(table))));
                 // What was told once stays told.
                 if read.documents.is_none()
-                    && let Value::Object(documents) = tables::documents(&self.session, &answers)
+                    && let Value::Object(documents) = tables::documents(&self.recorded, &answers)
                 {
                     read.documents = Some(documents);
                 }
@@ -99,13 +98,13 @@ impl Session {
     /// The session's folder, as a `pathlib.Path`.
     #[getter]
     fn path(&self) -> PathBuf {
-        self.session.folder.clone()
+        self.recorded.folder.clone()
     }
 
     /// Its id: the name of the folder without `session_`.
     #[getter]
     fn id(&self) -> String {
-        self.session.id()
+        self.recorded.id()
     }
 
     /// The names of its tables. A profiler that was off, or could not attach, has none: see `metadata["profilers"]`.
@@ -120,7 +119,7 @@ impl Session {
             return Err(failed(format!(
                 "session {} has no table '{name}': it has {}; what was off or could not attach is in \
                  metadata['profilers']",
-                self.session.id(),
+                self.recorded.id(),
                 listed(&self.tables)
             )));
         };
@@ -157,7 +156,7 @@ impl Session {
         }
         let known: Vec<&str> =
             documents.keys().filter(|known| *known != METADATA).map(|known| short(known)).collect();
-        Err(failed(format!("session {} has no summary '{name}': it has {}", self.session.id(), listed(&known))))
+        Err(failed(format!("session {} has no summary '{name}': it has {}", self.recorded.id(), listed(&known))))
     }
 
     fn __getitem__(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Table> {
@@ -180,11 +179,11 @@ impl Session {
     }
 
     fn __repr__(&self) -> String {
-        format!("<profilemate.Session {}, {} tables>", visible(&self.session.id()), self.tables.len())
+        format!("<profilemate.Session {}, {} tables>", visible(&self.recorded.id()), self.tables.len())
     }
 
     fn _repr_html_(&self) -> String {
-        let mut page = format!("<b>session {}</b><ul>", html(&self.session.id()));
+        let mut page = format!("<b>session {}</b><ul>", html(&self.recorded.id()));
         for name in &self.tables {
             let _ = write!(page, "<li><code>{}</code></li>", html(name));
         }

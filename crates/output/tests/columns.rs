@@ -56,7 +56,10 @@ fn is_same(column: &dyn Array, row: usize, text: &str) -> bool {
         return text.is_empty() && column.is_null(row);
     }
     match column.data_type() {
-        DataType::Float64 => column.as_primitive::<Float64Type>().value(row) == text.parse::<f64>().unwrap(),
+        DataType::Float64 => {
+            let said = text.parse::<f64>().unwrap();
+            column.as_primitive::<Float64Type>().value(row).total_cmp(&said).is_eq()
+        }
         DataType::Int64 => column.as_primitive::<Int64Type>().value(row) == text.parse::<i64>().unwrap(),
         DataType::Boolean => column.as_boolean().value(row) == text.to_ascii_lowercase().parse::<bool>().unwrap(),
         DataType::Utf8 => column.as_string::<i32>().value(row) == text,
