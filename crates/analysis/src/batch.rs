@@ -43,6 +43,8 @@ pub struct Batch<'a> {
     pub step: Option<u64>,
     /// The engine: `engine_core-0`.
     pub process: &'a str,
+    /// Index of its log in the session.
+    pub log: usize,
     /// What kept it from being larger; `None` = not known.
     pub limited_by: Option<&'a str>,
 }
@@ -314,6 +316,7 @@ impl Collector {
             }
         }
         Some(Batch {
+            log: event.log,
             start_ns: event.start_ns,
             num_seqs: schedule.num_seqs,
             num_tokens: schedule.num_tokens,

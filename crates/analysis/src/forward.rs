@@ -60,6 +60,10 @@ pub struct Pass<'a> {
     pub step: Option<u64>,
     /// The process: `worker-0`.
     pub process: &'a str,
+    /// Index of its log in the session.
+    pub log: usize,
+    /// How long the GPU drafted, nanoseconds.
+    pub draft_ns: Option<u64>,
 }
 
 impl Pass<'_> {
@@ -120,7 +124,7 @@ impl GpuTime {
 }
 
 /// Longer without work is a server that nobody asked for anything, not a bubble: nanoseconds.
-pub(crate) const LONGEST_BUBBLE_NS: u64 = 1_000_000_000;
+pub const LONGEST_BUBBLE_NS: u64 = 1_000_000_000;
 
 /// One phase of the summary.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -256,6 +260,7 @@ impl Collector {
             gpu_busy_ns: step.busy_ns,
             gpu_start: step.placed,
             sample_ns: step.sample_ns,
+            draft_ns: step.draft_ns,
             timing: Timing::Events,
             ..pass(context, event, descriptor, padded)
         })
@@ -329,6 +334,8 @@ fn pass<'a>(context: &Context<'a>, event: &Event, descriptor: u32, padded_tokens
         timing: Timing::Wall,
         step: Some(event.record.step).filter(|step| *step != 0),
         process: log.process(Component::Worker),
+        log: event.log,
+        draft_ns: None,
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Usage<'a> {
     pub pool: &'a str,
     /// The engine: `engine_core-0`.
     pub process: &'a str,
+    /// Index of its log in the session.
+    pub log: usize,
 }
 
 /// A cached block that was emptied for other use.
@@ -268,6 +270,7 @@ impl Collector {
         add(&mut sums.prefix_hit_tokens, hits.map(u64::from));
         let log = &context.session.logs[event.log];
         Some(Usage {
+            log: event.log,
             at_ns: event.start_ns,
             used: record.used,
             total: record.total,

@@ -29,6 +29,7 @@ mod overview;
 pub mod processes;
 pub mod ranks;
 pub mod requests;
+pub mod spans;
 pub mod statistics;
 pub mod steps;
 pub mod throughput;
@@ -61,6 +62,10 @@ pub enum Row<'a> {
     KvEviction(kv_cache::Eviction<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
+    /// A span as it was recorded, of any label. In no table: it is for who draws.
+    Span(spans::Span<'a>),
+    /// The engine has the first token of a request. In no table: the request's own row says when its front end took it.
+    FirstToken(requests::FirstToken<'a>),
 }
 
 /// What a session says, apart from its rows.
@@ -140,6 +145,7 @@ pub fn analyze<E: From<Error>>(
     let mut events = session.events()?;
     while let Some(event) = events.next_event()? {
         processes.see(&event);
+        spans::hand_out(spans::Span::of(&context, &event), &mut row)?;
         if !event.is_work() {
             // A scheduler's limits are written while the engine is still loading.
             if let Some(batch) = &mut batch {
@@ -177,6 +183,7 @@ pub fn analyze<E: From<Error>>(
             row(Row::Step(found))?;
         }
         if let Some(found) = operation {
+            spans::hand_out(spans::Span::preparation(&context, &event, &found), &mut row)?;
             row(Row::Cpu(found))?;
         }
         if let Some(found) = forward.see(&context, &event) {

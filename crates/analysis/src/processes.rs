@@ -38,6 +38,19 @@ pub struct Process {
     pub ending: Ending,
 }
 
+/// The end of a session, nanoseconds since its start: what [`crate::Answers::duration_ns`] will be.
+///
+/// # Errors
+/// When a segment cannot be read.
+pub fn end_ns(session: &Session) -> Result<u64, profilemate_session::Error> {
+    let mut collector = Collector::new(session);
+    let mut events = session.events()?;
+    while let Some(event) = events.next_event()? {
+        collector.see(&event);
+    }
+    Ok(collector.finish(session).1)
+}
+
 #[derive(Debug)]
 pub(crate) struct Collector {
     /// End of the last event, by log.

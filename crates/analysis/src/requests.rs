@@ -100,6 +100,8 @@ pub struct Lifecycle<'a> {
     pub finish_reason: Option<&'a str>,
     /// The engine: `engine_core-0`.
     pub process: &'a str,
+    /// Index of its log in the session.
+    pub log: usize,
 }
 
 impl Lifecycle<'_> {
@@ -207,6 +209,21 @@ pub struct RequestEvent<'a> {
     pub step: Option<u64>,
     /// The engine: `engine_core-0`.
     pub process: &'a str,
+    /// Index of its log in the session.
+    pub log: usize,
+}
+
+/// An engine has the first token of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct FirstToken<'a> {
+    /// When: nanoseconds since the session's start.
+    pub at_ns: i64,
+    /// The engine's id of the request; empty = not known.
+    pub request_id: &'a str,
+    /// Engine step; `None` = none.
+    pub step: Option<u64>,
+    /// Index of its log in the session.
+    pub log: usize,
 }
 
 /// What is said of all requests.
@@ -448,6 +465,9 @@ impl Collector {
                     life.delay_before_first_token_ns = life.delay.0;
                     let what = Awaited::FirstToken { number: first.number };
                     of_log.wait(event.record.step, first.client, what);
+                    let request_id = of_log.lives.get(&first.number).map_or("", |life| &life.id);
+                    let step = Some(event.record.step).filter(|step| *step != 0);
+                    return row(Row::FirstToken(FirstToken { at_ns, request_id, step, log: event.log }));
                 }
             }
             Payload::RequestFinished(finished) => return self.finished(context, event, finished, row),
@@ -771,6 +791,7 @@ impl Collector {
             recomputed_tokens: recomputed.filter(|_| is_whole),
             finish_reason: end.map(|end| end.reason.as_str()),
             process: context.session.logs[log].process(Component::EngineCore),
+            log,
         };
         let summary = &mut self.summary;
         summary.total_requests += 1;
@@ -859,5 +880,6 @@ fn happened<'a>(
         what,
         step: Some(event.record.step).filter(|step| *step != 0),
         process: context.session.logs[event.log].process(Component::EngineCore),
+        log: event.log,
     }
 }

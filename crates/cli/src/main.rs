@@ -16,6 +16,7 @@ mod redact;
 mod report;
 mod run;
 mod say;
+mod timeline;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Compare the runs of two builds or settings, and say what differs detectably
     Compare(compare::Arguments),
+    /// Write the timeline of a session, for ui.perfetto.dev (default: the newest)
+    Timeline(timeline::Arguments),
     /// Print the folder to put on PYTHONPATH, to profile without `run`
     Path,
     /// Show what would attach to the vLLM that is installed here, and what not
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Import(arguments) => import::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
+        Command::Timeline(arguments) => timeline::run(&arguments),
         Command::Path => path::run(),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Collect(arguments) => collect::run(&arguments),

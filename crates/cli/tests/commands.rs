@@ -105,6 +105,7 @@ fn help() {
         "run",
         "export",
         "report",
+        "timeline",
         "import",
         "import vllm-log",
         "explain",
@@ -134,6 +135,10 @@ fn wrong_usage_is_code_2() {
         &["run"],
         &["export"],
         &["export", "x", "--format", "xml"],
+        &["timeline", "x", "--from", "-1"],
+        &["timeline", "x", "--to", "inf"],
+        &["timeline", "x", "--from", "2", "--to", "1"],
+        &["timeline", "x", "--last", "1", "--to", "2"],
         &["import"],
         &["import", "vllm-log"],
         &["import", "other-log", "x"],
@@ -212,6 +217,29 @@ fn export_names_damage_and_keeps_the_rest() {
     fs::write(segment, &bytes[..1000]).unwrap();
     fs::write(session.join("raw/worker-0-77.head"), "no head").unwrap();
     insta::assert_snapshot!(room.transcript(&["export", session.to_str().unwrap()]));
+}
+
+#[test]
+fn timeline_is_written_beside_the_tables_or_where_it_is_asked_for() {
+    let room = Room::new();
+    let session = room.session("gpu");
+    insta::assert_snapshot!(room.transcript(&["timeline", session.to_str().unwrap()]));
+    let whole = fs::read(session.join("timeline.pftrace")).unwrap();
+    let elsewhere = room.path("elsewhere.pftrace");
+    let to = elsewhere.to_str().unwrap();
+    assert!(room.output(&["timeline", "--output", to]).status.success(), "the newest session");
+    assert_eq!(fs::read(&elsewhere).unwrap(), whole, "the same bytes");
+    assert!(room.output(&["timeline", "--output", to, "--last", "1000"]).status.success());
+    // It has all slices, and begins where the session does.
+    assert_eq!(fs::read(&elsewhere).unwrap(), whole);
+    assert!(room.output(&["timeline", "--output", to, "--from", "0.013", "--to", "0.015"]).status.success());
+    let part = fs::read(&elsewhere).unwrap();
+    assert!(part.len() < whole.len(), "a part is smaller: {} {}", part.len(), whole.len());
+    // What fails leaves what was there.
+    insta::assert_snapshot!(room.transcript(&["timeline", "--output", to, "--from", "1000", "--to", "1001"]));
+    assert_eq!(fs::read(&elsewhere).unwrap(), part);
+    insta::assert_snapshot!(room.transcript(&["timeline", "--output", "no/such/folder/x"]));
+    insta::assert_snapshot!(room.transcript(&["timeline", "--output", session.to_str().unwrap()]));
 }
 
 #[test]

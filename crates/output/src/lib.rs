@@ -6,6 +6,7 @@
 //! findings   findings.json
 //! comparison what differs between runs, for a terminal and as JSON
 //! html       report.html: a session as one page that needs nothing else
+//! timeline   the trace that Perfetto shows
 //! terminal   the summary that a person reads at the end of a run
 //! explanation what `profilemate explain` says
 //! cells      what a table is, whatever it is written as
@@ -30,6 +31,7 @@ mod replace;
 pub mod tables;
 pub mod terminal;
 pub mod text;
+pub mod timeline;
 
 use std::io;
 use std::path::PathBuf;
@@ -56,5 +58,20 @@ pub enum Error {
         path: PathBuf,
         /// What the system said: part of the message, and so no source of its own.
         cause: io::Error,
+    },
+    /// The file of a timeline cannot be written.
+    #[error("cannot write {}: {cause}; nothing recorded is lost. Make room, or name another file with `--output`", .path.display())]
+    WriteTimeline {
+        /// The file.
+        path: PathBuf,
+        /// What the system said: part of the message, and so no source of its own.
+        cause: io::Error,
+    },
+    /// Nothing went on in the part of a session that was asked for.
+    #[error("nothing was recorded in that part of the session, which lasts {:.3} seconds: choose other times",
+            *.duration_ns as f64 / 1e9)]
+    NothingThere {
+        /// How long the session was, nanoseconds.
+        duration_ns: u64,
     },
 }

@@ -49,6 +49,11 @@ impl NewFile {
         self.writer.flush().map_err(failed(&self.path))
     }
 
+    /// What to say when what should go into it cannot be made.
+    pub(crate) fn failed(&self, cause: std::io::Error) -> Error {
+        failed(&self.path)(cause)
+    }
+
     /// Takes the place of what was there.
     pub(crate) fn keep(mut self) -> Result<(), Error> {
         fs::rename(&self.temporary, &self.path).map_err(failed(&self.path))?;

@@ -155,6 +155,7 @@ fn busy_hour(report: &mut Report) {
             prefill_tokens: count(random >> 32, 100),
             step: Some(step),
             process: "engine_core-0",
+            log: 0,
             limited_by: Some(REASONS[usize::try_from(random % 16).unwrap()]),
         }));
         report.see(&Row::Cpu(Operation {
@@ -178,9 +179,11 @@ fn busy_hour(report: &mut Report) {
             gpu_busy_ns: None,
             gpu_start: None,
             sample_ns: None,
+            draft_ns: None,
             timing: Timing::Events,
             step: Some(step),
             process: "worker-0",
+            log: 0,
         }));
         for pool in ["0", "1", "2", "3", "4"] {
             report.see(&Row::KvUsage(Usage {
@@ -197,6 +200,7 @@ fn busy_hour(report: &mut Report) {
                 step: Some(step),
                 pool,
                 process: "engine_core-0",
+                log: 0,
             }));
         }
     }

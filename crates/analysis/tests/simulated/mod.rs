@@ -196,6 +196,7 @@ pub(crate) fn run(shape: &Shape, seed: u64) -> Run {
         let done = forward_at + forward + sampling + bookkeeping + update;
         let count = |value: u64| u32::try_from(value).unwrap();
         collector.see(&Row::Batch(Batch {
+            log: 0,
             start_ns: nanoseconds(now_ms),
             num_seqs: count(sequences as u64),
             num_tokens: count(tokens),
@@ -209,6 +210,7 @@ pub(crate) fn run(shape: &Shape, seed: u64) -> Run {
             limited_by: None,
         }));
         collector.see(&Row::KvUsage(Usage {
+            log: 0,
             at_ns: nanoseconds(now_ms),
             used: held.min(KV_BLOCKS),
             total: KV_BLOCKS,
@@ -226,6 +228,8 @@ pub(crate) fn run(shape: &Shape, seed: u64) -> Run {
         let padded = if prefill == 0 { sequences.next_multiple_of(8) as u64 } else { tokens };
         let duration_ns = Some(nanoseconds(forward).unsigned_abs());
         let pass = Pass {
+            log: 0,
+            draft_ns: None,
             start_ns: nanoseconds(forward_at),
             phase: Some(phase),
             batch_size: Some(count(sequences as u64)),
@@ -290,6 +294,7 @@ pub(crate) fn run(shape: &Shape, seed: u64) -> Run {
 
 fn lifecycle(request: &Request, finished_ns: i64) -> Lifecycle<'static> {
     Lifecycle {
+        log: 0,
         request_id: "",
         client_request_id: "",
         sample_index: None,

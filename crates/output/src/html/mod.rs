@@ -63,8 +63,8 @@ impl Report {
             Row::Lifecycle(request) => self.requests.see(request),
             Row::RequestEvent(event) => self.requests.see_event(event),
             Row::KvUsage(usage) => self.kv_cache.see(usage),
-            // Evictions are counted in the usage; replays and divided steps are summed up in the answers.
-            Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) => {}
+            // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
+            Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
         }
     }
 

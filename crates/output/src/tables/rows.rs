@@ -80,7 +80,7 @@ impl<S: Sink> RowTables<S> {
             Row::RequestEvent(event) => put::<RequestEvents, S>(&mut self.request_events, event),
             Row::KvUsage(usage) => put::<KvUsage, S>(&mut self.kv_usage, usage),
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
-            Row::Step(_) => Ok(()),
+            Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
 
