@@ -48,6 +48,11 @@ impl<'a> Span<'a> {
         // Every process collects garbage.
         let own = || Component::ALL.into_iter().find(|part| log.role(*part).is_some());
         let component = if event.name == Name::GarbageCollection { own().unwrap_or(component) } else { component };
+        // Garbage that is collected while nobody works is in no table either.
+        let label = match event.name {
+            Name::GarbageCollection if event.is_work() && !context.steps.is_while_working(event) => Label::WarmUp,
+            _ => event.record.label,
+        };
         let step = Some(event.record.step).filter(|step| *step != 0);
         let step = match event.name {
             // The front end does not know steps: the timestamp of the outputs does.
@@ -62,7 +67,7 @@ impl<'a> Span<'a> {
             end_ns: event.end_ns.max(event.start_ns),
             name: event.name,
             component,
-            label: event.record.label,
+            label,
             step,
             scheduled: context.steps.scheduled(event).filter(|_| event.is_work()),
             context: log.head.string(span.context).filter(|text| !text.is_empty()),
