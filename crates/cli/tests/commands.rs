@@ -409,7 +409,7 @@ fn there_is_colour_on_a_terminal_and_nowhere_else() {
     room.session("server");
     let command = |name: &str, value: &str| {
         let mut command = room.command(&["report"]);
-        for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
             command.env_remove(variable);
         }
         command.env("TERM", "xterm").env(name, value);
