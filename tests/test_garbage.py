@@ -53,17 +53,21 @@ class Cycle:
     def __init__(self): self.itself = self
 step = n.Hook(lambda: None, "p", kind=n.SPAN, span="model_execution", lane=n.WORKER, before=lambda: 7)
 gc.collect(2)
+n.write_span("before", n.ticks(), n.ticks())
+gc.collect(2)
 for _ in range(3): Cycle()
 gc.collect(0)
 step()
 begin = n.ticks()
 gc.collect(1)
 n.write_span("around", begin, n.ticks())
+gc.collect(1)
 n.close()
 gc.collect(2)
 """,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    # The first came before any work, and the last one behind all of it.
     rows = [row for row in exported(tmp_path).operations if row["operation"] == "garbage_collection"]
     assert [(row["context"], row["step"], row["process"]) for row in rows] == [
         ("generation=2", "", "worker-0"),
