@@ -177,6 +177,16 @@ fn golden_sessions() {
 }
 
 #[test]
+fn sessions_of_real_servers() {
+    let room = Room::new();
+    let [decode, prefill, preempting] =
+        ["real_decode", "real_prefill", "real_preempting"].map(|name| room.golden(name));
+    insta::assert_snapshot!("real_decode_preempting", room.transcript(&[&decode, &preempting]));
+    insta::assert_snapshot!("real_preempting_prefill", room.transcript(&[&preempting, &prefill, "--all"]));
+    insta::assert_snapshot!("real_prefill_itself", room.transcript(&[&prefill, &prefill]));
+}
+
+#[test]
 fn a_slower_candidate_is_found_and_fails_the_condition() {
     let room = Room::new();
     let base = room.made("base", &Server::default());
