@@ -73,6 +73,8 @@ def _open(role: str, rank: int, data_parallel_rank: int) -> None:
     if values["cpu_timing"] and _native.on_garbage_collection not in gc.callbacks:
         # A forked child has its parent's.
         gc.callbacks.append(_native.on_garbage_collection)
+    if values["nvtx"]:
+        _use_nvtx()
     if values["verbose"]:
         profilers = ", ".join(name for name in PROFILERS if values[name] and name not in _NOT_BUILT)
         sys.stderr.write(
@@ -80,6 +82,15 @@ def _open(role: str, rank: int, data_parallel_rank: int) -> None:
         )
     if made and COLLECTOR_VARIABLE not in os.environ:
         _start_collector(folder)
+
+
+def _use_nvtx() -> None:
+    """Has torch's binding of NVTX make the ranges. vLLM has imported torch long before a log is opened."""
+    nvtx: Any = getattr(getattr(sys.modules.get("torch"), "_C", None), "_nvtx", None)
+    if hasattr(nvtx, "rangePushA") and hasattr(nvtx, "rangePop"):
+        _native.use_nvtx(nvtx.rangePushA, nvtx.rangePop)
+    else:
+        sys.stderr.write("profilemate: nvtx is on, but this torch has no NVTX; there are no ranges\n")
 
 
 def _start_collector(folder: str) -> None:

@@ -9,6 +9,7 @@
 
 use crate::failure::{self, Caught, FAILURES_UNTIL_OFF, Fault};
 use crate::gpu;
+use crate::nvtx;
 use crate::state::{self, LANES, SpanRecord};
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use profilemate_format::record::Label;
@@ -99,6 +100,8 @@ struct Hook {
     /// Name of the span, and of its context (empty = none).
     span_name: *mut String,
     context: *mut String,
+    /// The span's name as a Python string, for [`nvtx`]; null = no range.
+    range_name: *mut PyObject,
     /// Ids of the two in the log of this epoch.
     name_id: u32,
     context_id: u32,
@@ -298,9 +301,13 @@ unsafe extern "C" fn call(
         if marks != 0 {
             gpu::entered(py, marks);
         }
-        let begin = if has_extractors || marks != 0 { clock::ticks() } else { entered };
+        let range = nvtx::begin((*hook).range_name);
+        let begin = if has_extractors || marks != 0 || range.is_some() { clock::ticks() } else { entered };
         let result = call_target((*hook).target, arguments, count, keywords);
         let end = clock::ticks();
+        if let Some(range) = range {
+            range.end();
+        }
         if marks != 0 && !result.is_null() {
             gpu::returned(py, marks);
         }
@@ -615,6 +622,8 @@ unsafe fn make(
         return Err(PyValueError::new_err("too many groups of hooks"));
     }
     let (span_name, context) = (Box::new(text("span")?), Box::new(text("context")?));
+    let has_range = matches!(hook_kind, SPAN | WARM_UP | DUMMY) && !span_name.is_empty();
+    let range_name = if has_range { pyo3::types::PyString::new(py, &span_name).into_ptr() } else { null_mut() };
     let (closes_step, needs_step) = (flag("closes_step")?, flag("needs_step")?);
     let (before, after) = (keywords.get_item("before")?, keywords.get_item("after")?);
     // SAFETY: `kind` is our heap type; PyType_GenericAlloc gives zeroed memory of its size, or null with an exception.
@@ -632,6 +641,7 @@ unsafe fn make(
         // Hooks live as long as the class they are on; their names are never freed.
         (*hook).span_name = Box::into_raw(span_name);
         (*hook).context = Box::into_raw(context);
+        (*hook).range_name = range_name;
         (*hook).kind = hook_kind;
         (*hook).lane = lane;
         (*hook).marks = marks;

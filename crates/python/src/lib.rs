@@ -10,6 +10,7 @@ mod failure;
 mod garbage;
 mod gpu;
 mod hook;
+mod nvtx;
 mod state;
 
 use pyo3::prelude::*;
@@ -36,6 +37,8 @@ mod _native {
     use crate::extract::worker::{Dispatch, before_execute_model};
     #[pymodule_export]
     use crate::garbage::on_garbage_collection;
+    #[pymodule_export]
+    use crate::nvtx::use_nvtx;
     use pyo3::prelude::*;
 
     #[pymodule_init]

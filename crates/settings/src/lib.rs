@@ -147,6 +147,7 @@ pub const SETTINGS: &[Setting] = &[
         "Preemption and lifecycle profiler",
     ),
     switch("encoder_decoder_timing", "PROFILEMATE_ENABLE_ENCODER_DECODER_TIMING", "1", "Encoder/decoder profiler"),
+    switch("nvtx", "PROFILEMATE_NVTX", "0", "Make an NVTX range of each hooked function, for Nsight Systems"),
     Setting {
         key: "verbose",
         variable: "PROFILEMATE_VERBOSE",
