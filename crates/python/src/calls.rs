@@ -68,7 +68,7 @@ pub(crate) fn open(
         state.label = Label::Work;
         // Events of a parent's context are nothing to a forked child, which does not have the thread that reads them
         // either: whatever that thread held when the process was forked is held for ever, so nothing of it is dropped.
-        std::mem::forget(state.cuda.take());
+        std::mem::forget((state.cuda.take(), state.device.take()));
         state.writer.replace(writer)
     });
     drop(old);

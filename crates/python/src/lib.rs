@@ -5,6 +5,7 @@
 //! is the one recorder of the process. Everything here runs with the GIL held, which makes its holder the one writer.
 
 mod calls;
+mod device;
 mod extract;
 mod failure;
 mod garbage;
@@ -22,6 +23,8 @@ mod _native {
         add_role, close, cuda_counters, cuda_driver_version, fact, is_open, limits, new_session_name, open,
         sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda, worker_step, write_span,
     };
+    #[pymodule_export]
+    use crate::device::load_device_code;
     #[pymodule_export]
     use crate::extract::front_end::{after_process_outputs, before_process_outputs, before_processor_add_request};
     #[pymodule_export]
