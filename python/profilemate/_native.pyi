@@ -70,6 +70,42 @@ def load_device_code(stream_function: Callable[[int], int], device: int) -> str 
 def cuda_driver_version() -> str | None: ...
 def cuda_counters() -> tuple[int, int, int, int, int, int] | None: ...
 def worker_step() -> int: ...
+def watch_experts(
+    layers: list[tuple[int, int, int]], coselection: bool, weights: bool, interval_seconds: int, on_gpu: bool
+) -> None: ...
+def launch_expert_counts(
+    place: int,
+    kind: str,
+    data: int,
+    rows: int,
+    columns: int,
+    first_row: int,
+    first_token: int,
+    may_fork: bool,
+) -> bool: ...
+def join_experts() -> None: ...
+def experts_failed(what: str) -> None: ...
+def count_experts(
+    place: int,
+    data: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    column_stride: int,
+    bytes: int,
+    first_row: int,
+    first_token: int,
+) -> None: ...
+def count_expert_weights(
+    place: int,
+    data: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    column_stride: int,
+    first_row: int,
+    first_token: int,
+) -> None: ...
 def on_garbage_collection(phase: str, info: dict[str, int], /) -> None: ...
 
 #: Attribute of a `SchedulerOutput` that carries its step.

@@ -23,7 +23,6 @@ COLLECTOR_VARIABLE = "PROFILEMATE_COLLECTOR"
 
 #: Profilers that this version does not have yet.
 _NOT_BUILT = {
-    "moe_expert_tracking",
     "encoder_decoder_timing",
 }
 

@@ -12,8 +12,6 @@ pub struct Book {
     counters: Counters,
     /// What records have said so far.
     written: Vec<u64>,
-    /// What was read last.
-    reading: Vec<u64>,
     /// Next layer of the reading to be written.
     next: usize,
     /// When it was read, ticks.
@@ -30,7 +28,6 @@ impl Book {
         Self {
             counters,
             written: vec![0; words],
-            reading: vec![0; words],
             next: layers,
             read_at: now,
             written_at: vec![now; layers],
@@ -53,39 +50,45 @@ impl Book {
         self.read_at
     }
 
-    /// Takes a reading of all counters. What was not written of the one before is in this one as well.
-    pub fn read(&mut self, words: &[u64], now: u64) {
-        if words.len() == self.reading.len() {
-            self.reading.copy_from_slice(words);
-            (self.next, self.read_at) = (0, now);
-        }
+    /// All counters were read now. What was not written of the reading before is in this one as well.
+    pub fn read(&mut self, now: u64) {
+        (self.next, self.read_at) = (0, now);
     }
 
-    /// Writes some layers of the reading: `put` gets the ticks and the payload of each record.
-    pub fn write_some(&mut self, mut put: impl FnMut(u64, Payload)) {
+    /// Writes some layers of the reading, of which `word` says each: `put` gets the ticks and the payload of each record.
+    pub fn write_some(&mut self, word: impl Fn(usize) -> u64, mut put: impl FnMut(u64, Payload)) {
         let mut words = 0;
         while !self.is_done() && words < WORDS_OF_A_TURN {
-            words += self.write_layer(self.next, &mut put);
+            words += self.write_layer(self.next, &word, &mut put);
             self.next += 1;
         }
     }
 
     /// Writes the rest of the reading.
-    pub fn write_all(&mut self, mut put: impl FnMut(u64, Payload)) {
+    pub fn write_all(&mut self, word: impl Fn(usize) -> u64, mut put: impl FnMut(u64, Payload)) {
         while !self.is_done() {
-            self.write_some(&mut put);
+            self.write_some(&word, &mut put);
         }
     }
 
-    fn write_layer(&mut self, place: usize, put: &mut impl FnMut(u64, Payload)) -> usize {
-        let (Some(layer), Some(begin)) = (self.counters.layer(place), self.counters.tokens(place)) else { return 1 };
+    fn write_layer(
+        &mut self,
+        place: usize,
+        word: &impl Fn(usize) -> u64,
+        put: &mut impl FnMut(u64, Payload),
+    ) -> usize {
+        let (Some(layer), Some(begin)) = (self.counters.layer(place), self.counters.tokens(place)) else {
+            return 1;
+        };
         let end = self.counters.weights(place).end;
         let pairs = self.counters.pairs(place);
         let activations = self.counters.activations(place);
         self.differences.clear();
-        let now = &self.reading[begin..end];
-        self.differences.extend(now.iter().zip(&self.written[begin..end]).map(|(now, then)| now.wrapping_sub(*then)));
-        self.written[begin..end].copy_from_slice(now);
+        let Self { differences, written, .. } = self;
+        differences.extend((begin..end).zip(&mut written[begin..end]).map(|(at, written)| {
+            let now = word(at);
+            now.wrapping_sub(std::mem::replace(written, now))
+        }));
         let at = self.read_at;
         let interval_ticks = at.saturating_sub(std::mem::replace(&mut self.written_at[place], at));
         let tokens = self.differences[0];
@@ -126,14 +129,17 @@ mod tests {
         Book::new(Counters::new(&layers, true, false).unwrap(), 100)
     }
 
-    fn loads(book: &mut Book, turns: usize) -> Vec<(u64, ExpertLoad)> {
+    fn loads(book: &mut Book, words: &[u64], turns: usize) -> Vec<(u64, ExpertLoad)> {
         let mut loads = Vec::new();
         for _ in 0..turns {
-            book.write_some(|at, payload| {
-                if let Payload::ExpertLoad(load) = payload {
-                    loads.push((at, load));
-                }
-            });
+            book.write_some(
+                |at| words[at],
+                |at, payload| {
+                    if let Payload::ExpertLoad(load) = payload {
+                        loads.push((at, load));
+                    }
+                },
+            );
         }
         loads
     }
@@ -145,8 +151,8 @@ mod tests {
         let mut words = vec![0; book.counters().words()];
         let (tokens, expert) = (book.counters().tokens(1).unwrap(), book.counters().activations(1).start);
         (words[tokens], words[expert], words[expert + 2]) = (5, 4, 6);
-        book.read(&words, 130);
-        let first = loads(&mut book, 1);
+        book.read(130);
+        let first = loads(&mut book, &words, 1);
         let load = ExpertLoad {
             layer: 2,
             experts: 3,
@@ -159,22 +165,23 @@ mod tests {
         assert_eq!(first, [(130, load)]);
         assert!(book.is_done());
         (words[tokens], words[expert]) = (6, 6);
-        book.read(&words, 150);
+        book.read(150);
         let load = ExpertLoad { interval_ticks: 20, tokens: 1, activations: 2, ..load };
-        assert_eq!(loads(&mut book, 1), [(150, load)]);
-        book.read(&words, 170);
-        assert_eq!(loads(&mut book, 1), []);
+        assert_eq!(loads(&mut book, &words, 1), [(150, load)]);
+        book.read(170);
+        assert_eq!(loads(&mut book, &words, 1), []);
     }
 
     #[test]
     fn a_large_reading_takes_several_turns() {
         let mut book = book(128, 4);
-        book.read(&vec![1; book.counters().words()], 200);
-        assert_eq!(loads(&mut book, 1).len(), 1);
+        let words = book.counters().words();
+        book.read(200);
+        assert_eq!(loads(&mut book, &vec![1; words], 1).len(), 1);
         assert!(!book.is_done());
         // A newer reading has all that was not written.
-        book.read(&vec![3; book.counters().words()], 300);
-        let rest = loads(&mut book, 4);
+        book.read(300);
+        let rest = loads(&mut book, &vec![3; words], 4);
         let seen: Vec<_> = rest.iter().map(|(_, load)| (load.layer, load.tokens, load.interval_ticks)).collect();
         assert_eq!(seen, [(0, 2, 100), (2, 3, 200), (4, 3, 200), (6, 3, 200)]);
         assert!(book.is_done());

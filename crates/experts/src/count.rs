@@ -120,7 +120,13 @@ fn bin(weight: f32) -> Option<usize> {
 ///
 /// # Safety
 /// As for [`count_chosen`].
-pub unsafe fn count_weights(words: &mut [u64], counters: &Counters, place: usize, weights: &Matrix, tokens: Tokens) {
+pub unsafe fn count_weights(
+    words: &mut [u64],
+    counters: &Counters,
+    place: usize,
+    weights: &Matrix,
+    tokens: Tokens,
+) {
     let bins = counters.weights(place);
     if bins.is_empty() || weights.element != Element::F32 || words.len() < bins.end {
         return;

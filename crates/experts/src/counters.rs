@@ -10,8 +10,8 @@ use profilemate_format::record::{WEIGHT_BINS, pairs};
 use std::fmt;
 use std::ops::Range;
 
-/// Most words of all counters together: 32 MiB.
-pub const MOST_WORDS: usize = 4 << 20;
+/// Most words of all counters together: 16 MiB, as device code has memory.
+pub const MOST_WORDS: usize = 2 << 20;
 
 /// A layer whose experts are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +154,7 @@ mod tests {
     fn more_than_the_bound_is_an_error_that_says_what_to_do() {
         let layers: Vec<Layer> = (0..100).map(|index| Layer { index, experts: 512, top_k: 8 }).collect();
         let error = Counters::new(&layers, true, false).unwrap_err().to_string();
-        assert_eq!(error, "counters of 100 MiB are more than 32 MiB; moe_layers chooses fewer layers");
+        assert_eq!(error, "counters of 100 MiB are more than 16 MiB; moe_layers chooses fewer layers");
         assert!(Counters::new(&layers, false, true).is_ok());
     }
 }

@@ -1,8 +1,8 @@
 //! Marks on the GPU's clock, where hooks ask for them.
 
-use crate::device;
 use crate::hook::call_function;
 use crate::state::{self, Cuda, SpanRecord, State, WORKER};
+use crate::{device, experts};
 use profilemate_cuda::{Clock, Counters, Driver, Mark, StepInfo, StepTimes, Stream, Timer};
 use profilemate_format::record::{GpuStep, Label, Payload, Record};
 use profilemate_record::{Writer, clock};
@@ -86,6 +86,7 @@ pub(crate) fn entered(py: Python<'_>, bits: u8) {
         let ticks = clock::ticks();
         state::with(py, |state| begin_step(state, ticks));
         device::begin_step(py);
+        experts::begin_step(py, ticks);
     }
     mark(py, bits, &ON_ENTRY);
 }

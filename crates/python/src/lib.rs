@@ -1,11 +1,12 @@
 //! `profilemate._native`: what Python needs of the recorder, inside vLLM's processes.
 //!
 //! [`hook`] is the object that stands in for a vLLM method; [`calls`] are the functions that probes call;
-//! [`extract`] reads vLLM's objects where every step must; [`state`]
+//! [`extract`] reads vLLM's objects where every step must; [`experts`] counts what routers chose; [`state`]
 //! is the one recorder of the process. Everything here runs with the GIL held, which makes its holder the one writer.
 
 mod calls;
 mod device;
+mod experts;
 mod extract;
 mod failure;
 mod garbage;
@@ -25,6 +26,10 @@ mod _native {
     };
     #[pymodule_export]
     use crate::device::load_device_code;
+    #[pymodule_export]
+    use crate::experts::{
+        count_expert_weights, count_experts, experts_failed, join_experts, launch_expert_counts, watch_experts,
+    };
     #[pymodule_export]
     use crate::extract::front_end::{after_process_outputs, before_process_outputs, before_processor_add_request};
     #[pymodule_export]

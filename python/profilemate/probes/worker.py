@@ -8,6 +8,7 @@ from typing import Any
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
 from profilemate.probes.engine_core import data_parallel_rank
+from profilemate.probes.moe_experts import watch_experts
 from profilemate.session import hook_override
 from profilemate.settings import settings
 
@@ -71,6 +72,8 @@ _BINDERS: dict[str, Callable[[Any], str | None]] = {}
 
 def _before_capture(worker: Any, *_args: Any, **_kwargs: Any) -> None:
     """The model is loaded and no graph is captured yet. Whatever fails here costs a profiler, and no capture."""
+    # Experts are counted on the CPU, too.
+    watch_experts(worker)
     wanted = [profiler for profiler in _BINDERS if settings()[profiler]]
     if not wanted:
         return

@@ -16,6 +16,12 @@ pub(crate) enum Function {
     Stamp,
     /// `profilemate_read_clock(u64* out)`
     ReadClock,
+    /// `profilemate_count_experts(const StepWord*, u64* counters, const void* chosen, u32 rows, u32 shape, u32 experts,
+    /// u32 first_row, u32 first_token)`
+    CountExperts,
+    /// `profilemate_count_weights(const StepWord*, u64* bins, const void* weights, u32 rows, u32 shape, u32 first_row,
+    /// u32 first_token)`
+    CountWeights,
 }
 
 macro_rules! ptx {
@@ -31,10 +37,11 @@ macro_rules! ptx {
 const MODULES: &[(&CStr, &[&CStr])] = &[
     (ptx!("step_word.ptx"), &[c"profilemate_set_step_word"]),
     (ptx!("stamp.ptx"), &[c"profilemate_stamp", c"profilemate_read_clock"]),
+    (ptx!("count_experts.ptx"), &[c"profilemate_count_experts", c"profilemate_count_weights"]),
 ];
 
 /// Number of kernels.
-const FUNCTIONS: usize = 3;
+const FUNCTIONS: usize = 5;
 
 /// Why device code cannot be used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

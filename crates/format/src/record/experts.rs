@@ -241,8 +241,9 @@ mod tests {
     #[test]
     fn every_pair_has_a_place_of_its_own() {
         let experts = 7;
-        let all: Vec<usize> =
-            (0..experts).flat_map(|low| (low + 1..experts).map(move |high| pair_index(experts, low, high))).collect();
+        let all: Vec<usize> = (0..experts)
+            .flat_map(|low| (low + 1..experts).map(move |high| pair_index(experts, low, high)))
+            .collect();
         assert_eq!(all, (0..pairs(experts)).collect::<Vec<_>>());
         assert_eq!((pairs(0), pairs(1)), (0, 0));
     }
