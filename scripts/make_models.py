@@ -96,6 +96,48 @@ def tiny_llama(folder: Path) -> None:
     save_text_model(folder, "LlamaForCausalLM", "llama")
 
 
+@maker("tiny-qwen3moe")
+def tiny_qwen3moe(folder: Path) -> None:
+    """Two MoE layers of 8 experts, of which a token goes to 2."""
+    save_text_model(
+        folder,
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        moe_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        attention_bias=False,
+        use_sliding_window=False,
+    )
+
+
+@maker("tiny-glm4moe")
+def tiny_glm4moe(folder: Path) -> None:
+    """Experts as in DeepSeek-V3, without its attention: a dense layer, then groups of experts behind sigmoids with a correction
+    bias, and a shared expert that every token goes to."""
+    save_text_model(
+        folder,
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        num_hidden_layers=3,
+        first_k_dense_replace=1,
+        moe_intermediate_size=64,
+        n_routed_experts=16,
+        n_shared_experts=1,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+        attention_bias=False,
+        use_qk_norm=False,
+        partial_rotary_factor=0.5,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make tiny models for vLLM's --load-format dummy.")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder that the model folders are made in")

@@ -66,10 +66,47 @@ def write_span(
     name: str, begin: int, end: int, step: int = 0, value_a: int = 0, value_b: int = 0, context: str = ""
 ) -> None: ...
 def use_cuda(stream_function: Callable[[int], int], device: int, steps_in_flight: int) -> bool: ...
+def load_device_code(stream_function: Callable[[int], int], device: int) -> str | None: ...
 def cuda_driver_version() -> str | None: ...
 def cuda_counters() -> tuple[int, int, int, int, int, int] | None: ...
 def use_nvtx(push: Callable[[str], int], pop: Callable[[], int]) -> None: ...
 def worker_step() -> int: ...
+def watch_experts(
+    layers: list[tuple[int, int, int]], coselection: bool, weights: bool, interval_seconds: int, on_gpu: bool
+) -> None: ...
+def launch_expert_counts(
+    place: int,
+    kind: str,
+    data: int,
+    rows: int,
+    columns: int,
+    first_row: int,
+    first_token: int,
+    may_fork: bool,
+) -> bool: ...
+def join_experts() -> None: ...
+def experts_failed(what: str) -> None: ...
+def count_experts(
+    place: int,
+    data: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    column_stride: int,
+    bytes: int,
+    first_row: int,
+    first_token: int,
+) -> None: ...
+def count_expert_weights(
+    place: int,
+    data: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    column_stride: int,
+    first_row: int,
+    first_token: int,
+) -> None: ...
 def on_garbage_collection(phase: str, info: dict[str, int], /) -> None: ...
 
 #: Attribute of a `SchedulerOutput` that carries its step.

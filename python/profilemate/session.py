@@ -23,7 +23,6 @@ COLLECTOR_VARIABLE = "PROFILEMATE_COLLECTOR"
 
 #: Profilers that this version does not have yet.
 _NOT_BUILT = {
-    "moe_expert_tracking",
     "encoder_decoder_timing",
 }
 
@@ -280,13 +279,34 @@ def note_command() -> None:
     _native.fact("command", command_without_secrets(list(getattr(sys, "orig_argv", sys.argv))))
 
 
+def _cuda() -> Any:
+    """`torch.cuda`, if torch is there and has a GPU that it uses in this process; else `None`."""
+    torch = sys.modules.get("torch")
+    if torch is None or not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return None
+    return torch.cuda
+
+
+def use_device_code() -> str | None:
+    """Has our code loaded into the GPU's context, unless it is. Returns why it cannot be used, if so.
+
+    To be called before vLLM captures graphs. The answer is in the log, too.
+    """
+    cuda = _cuda()
+    if cuda is None:
+        return "there is no GPU"
+    stream_function = getattr(sys.modules["torch"]._C, "_cuda_getCurrentRawStream", None)
+    if stream_function is None:
+        return "torch does not tell its stream"
+    reason = _native.load_device_code(stream_function, cuda.current_device())
+    _native.fact("device_code", "on" if reason is None else f"could not load: {reason}")
+    return reason
+
+
 def use_device() -> None:
     """Notes which GPU torch uses in this process and has steps timed on it; never makes torch initialise one."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return
-    cuda = torch.cuda
-    if not (cuda.is_available() and cuda.is_initialized()):
+    cuda = _cuda()
+    if cuda is None:
         return
     values = settings()
     device = cuda.current_device()
@@ -300,7 +320,7 @@ def use_device() -> None:
     if values["timing"] == "lightweight":
         _native.fact("timing_mode", "lightweight")
         return
-    stream_function = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    stream_function = getattr(sys.modules["torch"]._C, "_cuda_getCurrentRawStream", None)
     if stream_function is not None and _native.use_cuda(stream_function, device, values["cuda_event_batch_size"]):
         _native.fact("timing_mode", "events")
     else:

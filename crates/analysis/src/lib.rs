@@ -4,7 +4,7 @@
 //! one: what the scheduler decided for each step, when a worker began it, how long it sampled. The second hands every
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
-//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`]. A new one adds its
+//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`], [`moe_experts`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -24,6 +24,7 @@ pub mod gpu_clock;
 mod iterations;
 pub mod kv_cache;
 pub mod latency;
+pub mod moe_experts;
 pub mod overhead;
 mod overview;
 pub mod processes;
@@ -60,6 +61,8 @@ pub enum Row<'a> {
     KvUsage(kv_cache::Usage<'a>),
     /// Of the table of evicted blocks.
     KvEviction(kv_cache::Eviction<'a>),
+    /// Of the table of load imbalance: a layer over an interval.
+    ExpertInterval(moe_experts::Interval<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
     /// A span as it was recorded, of any label. In no table: it is for who draws.
@@ -93,6 +96,8 @@ pub struct Answers {
     pub requests: Option<requests::Summary>,
     /// The KV cache; `None` when the profiler was not on.
     pub kv_cache: Option<kv_cache::Summary>,
+    /// The load of experts; `None` when the profiler was not on.
+    pub moe_experts: Option<moe_experts::Summary>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
@@ -138,6 +143,7 @@ pub fn analyze<E: From<Error>>(
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
     let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
     let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
+    let mut moe_experts = facts.is_on(Profiler::MoeExpertTracking).then(moe_experts::Collector::default);
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut garbage = garbage::Collector::new(session);
@@ -177,6 +183,11 @@ pub fn analyze<E: From<Error>>(
             if let Some(found) = kv_cache.see_eviction(&context, &event) {
                 row(Row::KvEviction(found))?;
             }
+        }
+        if let Some(moe_experts) = &mut moe_experts
+            && let Some(found) = moe_experts.see(session, &event)
+        {
+            row(Row::ExpertInterval(found))?;
         }
         let operation = cpu.as_mut().and_then(|cpu| cpu.see(&context, &event));
         if let Some(found) = overview.see(session, &event, operation.as_ref()) {
@@ -223,6 +234,7 @@ pub fn analyze<E: From<Error>>(
         batch: batch.map(batch::Collector::finish),
         requests,
         kv_cache,
+        moe_experts: moe_experts.map(|experts| experts.finish(session)),
         garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),

@@ -9,9 +9,13 @@
 //! ```
 //! The writer stores word 7 last with release order; a slot whose word 7 does not fit is not a record.
 
+mod experts;
 mod kv_cache;
 mod requests;
 
+pub use experts::{
+    Counted, ExpertCounts, ExpertLoad, PACKED_BITS, WEIGHT_BINS, expert_counting, pack_counts, pair_index, pairs,
+};
 pub use kv_cache::{KvCache, KvEviction};
 pub use requests::{
     ClientRequest, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
@@ -225,6 +229,10 @@ pub enum Payload {
     KvCache(KvCache),
     /// Kind 16.
     KvEviction(KvEviction),
+    /// Kind 19.
+    ExpertLoad(ExpertLoad),
+    /// Kind 20.
+    ExpertCounts(ExpertCounts),
     /// A kind that this build does not know.
     Unknown {
         /// Its number.
@@ -312,6 +320,8 @@ impl Record {
             Payload::RequestStopped(record) => (14, record.words()),
             Payload::KvCache(record) => (15, record.words()),
             Payload::KvEviction(record) => (16, record.words()),
+            Payload::ExpertLoad(record) => (19, record.words()),
+            Payload::ExpertCounts(record) => (20, record.words()),
             Payload::Unknown { kind, words } => (kind, words),
         };
         let head = u64::from(kind)
@@ -372,6 +382,8 @@ impl Record {
             14 => Payload::RequestStopped(RequestStopped::of([a, b, c, d])),
             15 => Payload::KvCache(KvCache::of([a, b, c, d])),
             16 => Payload::KvEviction(KvEviction::of([a, b, c, d])),
+            19 => Payload::ExpertLoad(ExpertLoad::of([a, b, c, d])),
+            20 => Payload::ExpertCounts(ExpertCounts::of([a, b, c, d])),
             kind => Payload::Unknown { kind, words: [a, b, c, d] },
         };
         Self {
@@ -456,7 +468,7 @@ mod tests {
         }
 
         #[test]
-        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=17) {
+        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=21) {
             let mut words = words;
             words[2] = words[2] & 0xffff_ffff_0000_0000 | kind;
             let record = Record::from_words(&words);

@@ -1,7 +1,8 @@
 //! Files that appear whole or not at all: each is written under another name and renamed when all are complete.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -31,6 +32,16 @@ impl NewFile {
         let temporary = folder.join(format!(".{name}.tmp"));
         let file = File::create(&temporary).map_err(failed(&path))?;
         Ok(Self { path, temporary, writer: BufWriter::with_capacity(BUFFER_BYTES, file), kept: false })
+    }
+
+    /// The same in a folder of this name in `folder`, which is made if it is not there; an empty name is `folder` itself.
+    pub(crate) fn create_in(folder: &Path, inner: &str, name: &str) -> Result<Self, Error> {
+        if inner.is_empty() {
+            return Self::create(folder, name);
+        }
+        let folder = folder.join(inner);
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed(&folder))?;
+        Self::create(&folder, name)
     }
 
     /// Appends.

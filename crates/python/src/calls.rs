@@ -1,7 +1,7 @@
 //! The functions of `profilemate._native`. Those that probes call per step take plain numbers.
 
-use crate::gpu;
 use crate::state::{self, ENGINE, SpanRecord, WORKER};
+use crate::{experts, gpu};
 use profilemate_cuda::Driver;
 use profilemate_format::record::{Label, Limits, Outputs, Payload, Record};
 use profilemate_record::{Options, Writer, clock, session_folder};
@@ -68,7 +68,7 @@ pub(crate) fn open(
         state.label = Label::Work;
         // Events of a parent's context are nothing to a forked child, which does not have the thread that reads them
         // either: whatever that thread held when the process was forked is held for ever, so nothing of it is dropped.
-        std::mem::forget(state.cuda.take());
+        std::mem::forget((state.cuda.take(), state.device.take(), state.experts.take()));
         state.writer.replace(writer)
     });
     drop(old);
@@ -84,6 +84,7 @@ pub(crate) fn is_open(py: Python<'_>) -> bool {
 /// Ends the log in order.
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>) {
+    experts::close(py);
     let (cuda, writer) = state::with(py, |state| (state.cuda.take(), state.writer.take()));
     let Some(mut writer) = writer else { return };
     if let Some(cuda) = cuda {

@@ -2,6 +2,7 @@
 
 use crate::hook::call_function;
 use crate::state::{self, Cuda, SpanRecord, State, WORKER};
+use crate::{device, experts};
 use profilemate_cuda::{Clock, Counters, Driver, Mark, StepInfo, StepTimes, Stream, Timer};
 use profilemate_format::record::{GpuStep, Label, Payload, Record};
 use profilemate_record::{Writer, clock};
@@ -84,6 +85,8 @@ pub(crate) fn entered(py: Python<'_>, bits: u8) {
     if bits & STEP != 0 {
         let ticks = clock::ticks();
         state::with(py, |state| begin_step(state, ticks));
+        device::begin_step(py);
+        experts::begin_step(py, ticks);
     }
     mark(py, bits, &ON_ENTRY);
 }
@@ -219,12 +222,22 @@ fn current_stream(py: Python<'_>) -> Option<Stream> {
     if asked_in == step {
         return Some(stream);
     }
-    let stream = ask_for_stream(py, function, device)?;
+    let Some(stream) = ask_for_stream(py, function, device) else {
+        // Without a stream there is nothing to time; the wall clock goes on.
+        let lost = state::with(py, |state| state.cuda.take());
+        drop(lost);
+        return None;
+    };
     STREAM.set((step, stream));
     Some(stream)
 }
 
-fn ask_for_stream(py: Python<'_>, function: *mut ffi::PyObject, device: *mut ffi::PyObject) -> Option<Stream> {
+/// What torch's function says; `None`: it failed, or there is no way to call it.
+pub(crate) fn ask_for_stream(
+    py: Python<'_>,
+    function: *mut ffi::PyObject,
+    device: *mut ffi::PyObject,
+) -> Option<Stream> {
     let call = call_function()?;
     // SAFETY: the GIL is held and no exception is set (callers see to it); both objects are kept by the state; what
     // torch returns is a new reference, and the number is read before it is released.
@@ -239,8 +252,5 @@ fn ask_for_stream(py: Python<'_>, function: *mut ffi::PyObject, device: *mut ffi
         }
         ffi::PyErr_Clear();
     }
-    // Without a stream there is nothing to time; the wall clock goes on.
-    let lost = state::with(py, |state| state.cuda.take());
-    drop(lost);
     None
 }

@@ -7,6 +7,7 @@
 //! A call goes: `before` extractor, vLLM's function, `after` extractor, record. vLLM's result or exception passes
 //! untouched, whatever happens on our side; see [`crate::failure`].
 
+use crate::device;
 use crate::failure::{self, Caught, FAILURES_UNTIL_OFF, Fault};
 use crate::gpu;
 use crate::nvtx;
@@ -297,6 +298,9 @@ unsafe extern "C" fn call(
         }
         let label = enter(py, hook, &told);
         INSIDE.set(inside | group);
+        if matches!((*hook).kind, WARM_UP | DUMMY) {
+            device::leave_work(py);
+        }
         let marks = (*hook).marks;
         if marks != 0 {
             gpu::entered(py, marks);

@@ -1,10 +1,12 @@
 //! `profilemate._native`: what Python needs of the recorder, inside vLLM's processes.
 //!
 //! [`hook`] is the object that stands in for a vLLM method; [`calls`] are the functions that probes call;
-//! [`extract`] reads vLLM's objects where every step must; [`state`]
+//! [`extract`] reads vLLM's objects where every step must; [`experts`] counts what routers chose; [`state`]
 //! is the one recorder of the process. Everything here runs with the GIL held, which makes its holder the one writer.
 
 mod calls;
+mod device;
+mod experts;
 mod extract;
 mod failure;
 mod garbage;
@@ -22,6 +24,12 @@ mod _native {
     use crate::calls::{
         add_role, close, cuda_counters, cuda_driver_version, fact, is_open, limits, new_session_name, open,
         sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda, worker_step, write_span,
+    };
+    #[pymodule_export]
+    use crate::device::load_device_code;
+    #[pymodule_export]
+    use crate::experts::{
+        count_expert_weights, count_experts, experts_failed, join_experts, launch_expert_counts, watch_experts,
     };
     #[pymodule_export]
     use crate::extract::front_end::{after_process_outputs, before_process_outputs, before_processor_add_request};

@@ -1,5 +1,7 @@
 //! The recorder of this process, and what its hooks share.
 
+use crate::device::Device;
+use crate::experts::Experts;
 use crate::garbage::Collection;
 use profilemate_cuda::{ReaderThread, Timer};
 use profilemate_format::record::{FLAG_RAISED, Label, Payload, Record, Span};
@@ -55,6 +57,10 @@ pub(crate) struct Cuda {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) cuda: Option<Cuda>,
+    /// Code of ours on the GPU.
+    pub(crate) device: Option<Device>,
+    /// Counters of experts, where a model has some.
+    pub(crate) experts: Option<Experts>,
     /// Steps that began on a GPU so far: threads know by it whether they have asked for their stream in this one.
     pub(crate) steps_begun: u64,
     /// String id of "forward" in the log of this epoch.
@@ -84,6 +90,8 @@ unsafe impl Sync for GilCell {}
 static STATE: GilCell = GilCell(UnsafeCell::new(State {
     writer: None,
     cuda: None,
+    device: None,
+    experts: None,
     steps_begun: 0,
     forward_name: (0, 0),
     epoch: 0,

@@ -40,6 +40,8 @@ pub enum Kind {
     Path,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// `all`, or the numbers of layers: `0,8,16`, or `[0, 8, 16]` as a file has them.
+    Layers,
 }
 
 /// One setting.
@@ -149,6 +151,29 @@ pub const SETTINGS: &[Setting] = &[
     switch("encoder_decoder_timing", "PROFILEMATE_ENABLE_ENCODER_DECODER_TIMING", "1", "Encoder/decoder profiler"),
     switch("nvtx", "PROFILEMATE_NVTX", "0", "Make an NVTX range of each hooked function, for Nsight Systems"),
     Setting {
+        key: "moe_layers",
+        variable: "PROFILEMATE_MOE_LAYERS",
+        legacy: None,
+        kind: Kind::Layers,
+        default: "all",
+        help: "MoE layers whose experts are counted",
+    },
+    switch(
+        "moe_coselection",
+        "PROFILEMATE_MOE_COSELECTION",
+        "0",
+        "Also count pairs of experts chosen for one token",
+    ),
+    switch("moe_weights", "PROFILEMATE_MOE_WEIGHTS", "0", "Also count routing weights, as a histogram"),
+    Setting {
+        key: "moe_interval_seconds",
+        variable: "PROFILEMATE_MOE_INTERVAL_SECONDS",
+        legacy: None,
+        kind: Kind::Number { min: 1 },
+        default: "10",
+        help: "Seconds between two records of the load of experts",
+    },
+    Setting {
         key: "verbose",
         variable: "PROFILEMATE_VERBOSE",
         legacy: Some(("VLLM_PROFILING_VERBOSE", Kind::Switch)),
@@ -247,6 +272,14 @@ fn parse(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Path => Ok(Value::Text(text.to_owned())),
         Kind::Choice(words) if words.contains(&trimmed) => Ok(Value::Text(trimmed.to_owned())),
         Kind::Choice(words) => Err(format!("is none of {}", words.join(", "))),
+        Kind::Layers if trimmed == "all" => Ok(Value::Text(trimmed.to_owned())),
+        Kind::Layers => {
+            let inner = trimmed.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(trimmed);
+            let layers: Result<Vec<u16>, _> = inner.split(',').map(|layer| layer.trim().parse()).collect();
+            let text = |layers: Vec<u16>| layers.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+            let reason = "is neither all nor numbers of layers with commas between them";
+            layers.map(|layers| Value::Text(text(layers))).map_err(|_| reason.into())
+        }
     }
 }
 
@@ -446,6 +479,17 @@ mod tests {
         let own = ("PROFILEMATE_LOG_INTERVAL", "9");
         assert_eq!(load(&[(CONFIG_VARIABLE, path), legacy, own]).0.number("log_interval"), 9);
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn layers_are_all_or_numbers() {
+        for (value, layers) in [("all", "all"), ("0,8, 16", "0,8,16"), ("[1, 2]", "1,2"), ("7", "7")] {
+            assert_eq!(load(&[("PROFILEMATE_MOE_LAYERS", value)]).0.text("moe_layers"), layers);
+        }
+        for value in ["none", "1,,2", "-1", "[]", "1-3"] {
+            let (settings, problems) = load(&[("PROFILEMATE_MOE_LAYERS", value)]);
+            assert_eq!((settings.text("moe_layers"), problems.len()), ("all", 1), "{value}");
+        }
     }
 
     #[test]

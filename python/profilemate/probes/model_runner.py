@@ -59,7 +59,7 @@ HOOKS = (
     HookSpec(
         name="model_runner.execute_model",
         places=(f"{_V1}.execute_model",),
-        profilers=_BOTH,
+        profilers=(*_BOTH, "moe_expert_tracking"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP,
         span="model_execution",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
 from profilemate.probes.engine_core import data_parallel_rank
+from profilemate.probes.moe_experts import watch_experts
 from profilemate.session import hook_override
+from profilemate.settings import settings
 
 _GPU = "vllm.v1.worker.gpu_worker:Worker"
 _CPU = "vllm.v1.worker.cpu_worker:CPUWorker"
@@ -62,7 +65,30 @@ def _after_load_model(_result: Any, worker: Any) -> None:
         )
 
 
-def _warm_up(method: str, after: Any = None) -> HookSpec:
+#: What binds itself to the model before graphs are captured, with code of ours on the GPU: profiler → what to call with
+#: the worker. It returns why it cannot, if so.
+_BINDERS: dict[str, Callable[[Any], str | None]] = {}
+
+
+def _before_capture(worker: Any, *_args: Any, **_kwargs: Any) -> None:
+    """The model is loaded and no graph is captured yet. Whatever fails here costs a profiler, and no capture."""
+    # Experts are counted on the CPU, too.
+    watch_experts(worker)
+    wanted = [profiler for profiler in _BINDERS if settings()[profiler]]
+    if not wanted:
+        return
+    reason = session.use_device_code()
+    for profiler in wanted:
+        why = reason
+        if why is None:
+            try:
+                why = _BINDERS[profiler](worker)
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+        session.note_profiler(profiler, "on" if why is None else f"could not attach: {why}")
+
+
+def _warm_up(method: str, before: Any = None, after: Any = None) -> HookSpec:
     return HookSpec(
         name=f"worker.{method}",
         places=(f"{_GPU}.{method}", f"{_CPU}.{method}"),
@@ -71,6 +97,7 @@ def _warm_up(method: str, after: Any = None) -> HookSpec:
         span="warm_up",
         context=method,
         group="worker.warm_up",
+        before=before,
         after=after,
         # The CPU worker overrides some of them and inherits the others.
         everywhere=True,
@@ -88,7 +115,7 @@ HOOKS = (
     _warm_up("load_model", after=_after_load_model),
     _warm_up("determine_available_memory"),
     _warm_up("initialize_from_config"),
-    _warm_up("compile_or_warm_up_model"),
+    _warm_up("compile_or_warm_up_model", before=_before_capture),
     HookSpec(
         name="worker.execute_dummy_batch",
         places=(f"{_GPU}.execute_dummy_batch", f"{_CPU}.execute_dummy_batch"),

@@ -248,6 +248,7 @@ impl Collector {
             | Row::RequestEvent(_)
             | Row::KvEviction(_)
             | Row::Step(_)
+            | Row::ExpertInterval(_)
             | Row::Span(_)
             | Row::FirstToken(_) => {}
         }

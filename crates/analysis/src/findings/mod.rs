@@ -14,6 +14,7 @@ pub mod cuda_graphs;
 pub mod garbage;
 pub mod host;
 pub mod kv_cache;
+pub mod moe_experts;
 pub mod preemption;
 pub mod queue;
 pub mod ranks;
@@ -42,11 +43,13 @@ pub enum Subject {
     GarbageCollection,
     /// Workers of one engine against each other.
     Ranks,
+    /// The load of experts.
+    MoeExperts,
 }
 
 impl Subject {
     /// Every subject.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Batches,
         Self::Queue,
         Self::Preemption,
@@ -55,6 +58,7 @@ impl Subject {
         Self::Host,
         Self::GarbageCollection,
         Self::Ranks,
+        Self::MoeExperts,
     ];
 
     /// Its name.
@@ -68,6 +72,7 @@ impl Subject {
             Self::Host => "host",
             Self::GarbageCollection => "garbage_collection",
             Self::Ranks => "ranks",
+            Self::MoeExperts => "moe_experts",
         }
     }
 }
@@ -308,6 +313,7 @@ pub fn find(answers: &Answers) -> Findings {
     host::judge(answers, &mut found);
     garbage::judge(answers, &mut found);
     ranks::judge(answers, &mut found);
+    moe_experts::judge(answers, &mut found);
     // Last: memory is only to spare if nothing else asks for it.
     kv_cache::judge(answers, &mut found);
     let mut findings = found.0;

@@ -10,10 +10,18 @@ use super::cpu_timing::CpuOperations;
 use super::cuda_graphs::{Captures, GraphUsage, Timeline};
 use super::forward_pass::ForwardPass;
 use super::kv_cache::{KvEvictions, KvUsage};
+use super::moe_experts::{Activation, Activations, Coselection, Imbalance, Pair, WeightBin, Weights};
 use super::requests::{Lifecycles, RequestEvents};
 use crate::Error;
 use crate::arrow::Columns;
 use crate::cells::{Column, Table};
+
+/// What a table is called, and the folder in the session's that it is in; empty = the session's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TableName {
+    pub(super) name: &'static str,
+    pub(super) folder: &'static str,
+}
 
 /// Where the rows of one table go.
 pub(super) trait Sink {
@@ -33,6 +41,10 @@ pub(super) struct RowTables<S> {
     request_events: Option<S>,
     kv_usage: Option<S>,
     kv_evictions: Option<S>,
+    expert_activations: Option<S>,
+    expert_coselection: Option<S>,
+    expert_weights: Option<S>,
+    expert_imbalance: Option<S>,
 }
 
 #[inline]
@@ -44,16 +56,18 @@ impl<S: Sink> RowTables<S> {
     /// `make` is asked for each table that the session has.
     pub(super) fn create(
         facts: &Facts,
-        mut make: impl FnMut(&'static str, &'static [Column]) -> Result<Option<S>, Error>,
+        mut make: impl FnMut(TableName, &'static [Column]) -> Result<Option<S>, Error>,
     ) -> Result<Self, Error> {
         fn table<T: Table, S>(
             is_there: bool,
-            make: &mut impl FnMut(&'static str, &'static [Column]) -> Result<Option<S>, Error>,
+            make: &mut impl FnMut(TableName, &'static [Column]) -> Result<Option<S>, Error>,
         ) -> Result<Option<S>, Error> {
-            if is_there { make(T::NAME, T::COLUMNS) } else { Ok(None) }
+            let name = TableName { name: T::NAME, folder: T::FOLDER };
+            if is_there { make(name, T::COLUMNS) } else { Ok(None) }
         }
         let (graphs, requests) =
             (facts.is_on(Profiler::CudaGraphTracking), facts.is_on(Profiler::PreemptionTracking));
+        let experts = facts.is_on(Profiler::MoeExpertTracking);
         Ok(Self {
             forward: table::<ForwardPass, S>(facts.is_on(Profiler::ForwardPassTiming), &mut make)?,
             cpu: table::<CpuOperations, S>(facts.is_on(Profiler::CpuTiming), &mut make)?,
@@ -65,6 +79,10 @@ impl<S: Sink> RowTables<S> {
             request_events: table::<RequestEvents, S>(requests, &mut make)?,
             kv_usage: table::<KvUsage, S>(facts.is_on(Profiler::KvCacheTracking), &mut make)?,
             kv_evictions: table::<KvEvictions, S>(facts.sees_evictions(), &mut make)?,
+            expert_activations: table::<Activations, S>(experts, &mut make)?,
+            expert_coselection: table::<Coselection, S>(experts && facts.moe_coselection, &mut make)?,
+            expert_weights: table::<Weights, S>(experts && facts.moe_weights, &mut make)?,
+            expert_imbalance: table::<Imbalance, S>(experts, &mut make)?,
         })
     }
 
@@ -80,6 +98,7 @@ impl<S: Sink> RowTables<S> {
             Row::RequestEvent(event) => put::<RequestEvents, S>(&mut self.request_events, event),
             Row::KvUsage(usage) => put::<KvUsage, S>(&mut self.kv_usage, usage),
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
+            Row::ExpertInterval(interval) => put::<Imbalance, S>(&mut self.expert_imbalance, interval),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
@@ -88,6 +107,17 @@ impl<S: Sink> RowTables<S> {
     pub(super) fn rest(&mut self, answers: &Answers) -> Result<(), Error> {
         for usage in answers.cuda_graphs.iter().flat_map(|graphs| &graphs.usage) {
             put::<GraphUsage, S>(&mut self.graph_usage, usage)?;
+        }
+        for layer in answers.moe_experts.iter().flat_map(|experts| &experts.layers) {
+            for activation in Activation::all(layer) {
+                put::<Activations, S>(&mut self.expert_activations, &activation)?;
+            }
+            for pair in Pair::all(layer) {
+                put::<Coselection, S>(&mut self.expert_coselection, &pair)?;
+            }
+            for bin in WeightBin::all(layer) {
+                put::<Weights, S>(&mut self.expert_weights, &bin)?;
+            }
         }
         Ok(())
     }
@@ -104,6 +134,10 @@ impl<S: Sink> RowTables<S> {
             self.request_events,
             self.kv_usage,
             self.kv_evictions,
+            self.expert_activations,
+            self.expert_coselection,
+            self.expert_weights,
+            self.expert_imbalance,
         ]
         .into_iter()
         .flatten()

@@ -8,6 +8,7 @@ mod forward;
 mod gpu;
 mod header;
 mod kv_cache;
+mod moe_experts;
 pub(crate) mod page;
 mod profiler;
 mod requests;
@@ -33,6 +34,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);
+    moe_experts::section(&mut text, answers);
     findings::section(&mut text, answers);
     profiler::section(&mut text, session, answers);
     if let Some(tables) = tables.filter(|tables| *tables != session.folder) {
