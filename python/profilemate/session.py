@@ -24,7 +24,6 @@ COLLECTOR_VARIABLE = "PROFILEMATE_COLLECTOR"
 #: Profilers that this version does not have yet.
 _NOT_BUILT = {
     "moe_expert_tracking",
-    "encoder_decoder_timing",
 }
 
 #: What is attached in this process.
@@ -295,7 +294,7 @@ def use_device() -> None:
     driver = _native.cuda_driver_version()
     if driver is not None:
         _native.fact("gpu_driver", f"CUDA {driver}")
-    if not values["forward_pass_timing"]:
+    if not (values["forward_pass_timing"] or values["encoder_decoder_timing"]):
         return
     if values["timing"] == "lightweight":
         _native.fact("timing_mode", "lightweight")

@@ -9,9 +9,11 @@
 //! ```
 //! The writer stores word 7 last with release order; a slot whose word 7 does not fit is not a record.
 
+mod calls;
 mod kv_cache;
 mod requests;
 
+pub use calls::{EncoderInput, GpuCall};
 pub use kv_cache::{KvCache, KvEviction};
 pub use requests::{
     ClientRequest, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
@@ -225,6 +227,10 @@ pub enum Payload {
     KvCache(KvCache),
     /// Kind 16.
     KvEviction(KvEviction),
+    /// Kind 22.
+    GpuCall(GpuCall),
+    /// Kind 23.
+    EncoderInput(EncoderInput),
     /// A kind that this build does not know.
     Unknown {
         /// Its number.
@@ -312,6 +318,8 @@ impl Record {
             Payload::RequestStopped(record) => (14, record.words()),
             Payload::KvCache(record) => (15, record.words()),
             Payload::KvEviction(record) => (16, record.words()),
+            Payload::GpuCall(record) => (22, record.words()),
+            Payload::EncoderInput(record) => (23, record.words()),
             Payload::Unknown { kind, words } => (kind, words),
         };
         let head = u64::from(kind)
@@ -372,6 +380,8 @@ impl Record {
             14 => Payload::RequestStopped(RequestStopped::of([a, b, c, d])),
             15 => Payload::KvCache(KvCache::of([a, b, c, d])),
             16 => Payload::KvEviction(KvEviction::of([a, b, c, d])),
+            22 => Payload::GpuCall(GpuCall::of([a, b, c, d])),
+            23 => Payload::EncoderInput(EncoderInput::of([a, b, c, d])),
             kind => Payload::Unknown { kind, words: [a, b, c, d] },
         };
         Self {
@@ -456,7 +466,7 @@ mod tests {
         }
 
         #[test]
-        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=17) {
+        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=24) {
             let mut words = words;
             words[2] = words[2] & 0xffff_ffff_0000_0000 | kind;
             let record = Record::from_words(&words);

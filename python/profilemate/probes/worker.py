@@ -6,8 +6,10 @@ from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
+from profilemate.probes import encoder
 from profilemate.probes.engine_core import data_parallel_rank
 from profilemate.session import hook_override
+from profilemate.settings import settings
 
 _GPU = "vllm.v1.worker.gpu_worker:Worker"
 _CPU = "vllm.v1.worker.cpu_worker:CPUWorker"
@@ -46,6 +48,8 @@ def _after_load_model(_result: Any, worker: Any) -> None:
                 profiler, f"could not attach: nothing to hook in {runner.__module__}.{runner.__qualname__}"
             )
     session.use_device()
+    if settings()["encoder_decoder_timing"]:
+        encoder.watch(worker)
     speculator = getattr(worker.model_runner, "speculator", None)
     if speculator is not None and hasattr(type(speculator), "propose"):
         hook_override(
@@ -62,7 +66,7 @@ def _after_load_model(_result: Any, worker: Any) -> None:
         )
 
 
-def _warm_up(method: str, after: Any = None) -> HookSpec:
+def _warm_up(method: str, before: Any = None, after: Any = None) -> HookSpec:
     return HookSpec(
         name=f"worker.{method}",
         places=(f"{_GPU}.{method}", f"{_CPU}.{method}"),
@@ -71,6 +75,7 @@ def _warm_up(method: str, after: Any = None) -> HookSpec:
         span="warm_up",
         context=method,
         group="worker.warm_up",
+        before=before,
         after=after,
         # The CPU worker overrides some of them and inherits the others.
         everywhere=True,
@@ -85,7 +90,7 @@ HOOKS = (
         lane=_native.WORKER,
         before=_before_init,
     ),
-    _warm_up("load_model", after=_after_load_model),
+    _warm_up("load_model", before=encoder.before_load_model, after=_after_load_model),
     _warm_up("determine_available_memory"),
     _warm_up("initialize_from_config"),
     _warm_up("compile_or_warm_up_model"),
