@@ -4,7 +4,8 @@
 //! one: what the scheduler decided for each step, when a worker began it, how long it sampled. The second hands every
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
-//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`]. A new one adds its
+//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`],
+//! [`encoder_decoder`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -15,6 +16,7 @@ pub mod cost;
 pub mod counters;
 pub mod cpu;
 pub mod cuda_graphs;
+pub mod encoder_decoder;
 pub mod explain;
 pub mod facts;
 pub mod findings;
@@ -60,6 +62,8 @@ pub enum Row<'a> {
     KvUsage(kv_cache::Usage<'a>),
     /// Of the table of evicted blocks.
     KvEviction(kv_cache::Eviction<'a>),
+    /// Of the table of encoders and decoder.
+    Component(encoder_decoder::Timed<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
     /// A span as it was recorded, of any label. In no table: it is for who draws.
@@ -93,6 +97,8 @@ pub struct Answers {
     pub requests: Option<requests::Summary>,
     /// The KV cache; `None` when the profiler was not on.
     pub kv_cache: Option<kv_cache::Summary>,
+    /// Encoders against the language model; `None` when the profiler was not on.
+    pub encoder_decoder: Option<encoder_decoder::Summary>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
@@ -138,6 +144,8 @@ pub fn analyze<E: From<Error>>(
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
     let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
     let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
+    let mut encoder_decoder =
+        facts.is_on(Profiler::EncoderDecoderTiming).then(|| encoder_decoder::Collector::new(session));
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut garbage = garbage::Collector::new(session);
@@ -178,6 +186,11 @@ pub fn analyze<E: From<Error>>(
                 row(Row::KvEviction(found))?;
             }
         }
+        if let Some(encoder_decoder) = &mut encoder_decoder
+            && let Some(found) = encoder_decoder.see(&context, &event)
+        {
+            row(Row::Component(found))?;
+        }
         let operation = cpu.as_mut().and_then(|cpu| cpu.see(&context, &event));
         if let Some(found) = overview.see(session, &event, operation.as_ref()) {
             row(Row::Step(found))?;
@@ -190,6 +203,13 @@ pub fn analyze<E: From<Error>>(
             overview.see_pass(&context, &found, &event);
             if is_forward_on {
                 row(Row::Forward(found))?;
+            }
+            if let Some(encoder_decoder) = &mut encoder_decoder {
+                let (decoder, cross_attention) = encoder_decoder.see_pass(&context, &found, &event);
+                row(Row::Component(decoder))?;
+                if let Some(found) = cross_attention {
+                    row(Row::Component(found))?;
+                }
             }
             if let Some(cuda_graphs) = &mut cuda_graphs
                 && let Some(replay) = cuda_graphs::Replay::of(&found)
@@ -223,6 +243,7 @@ pub fn analyze<E: From<Error>>(
         batch: batch.map(batch::Collector::finish),
         requests,
         kv_cache,
+        encoder_decoder: encoder_decoder.map(encoder_decoder::Collector::finish),
         garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),

@@ -249,7 +249,8 @@ impl Collector {
             | Row::KvEviction(_)
             | Row::Step(_)
             | Row::Span(_)
-            | Row::FirstToken(_) => {}
+            | Row::FirstToken(_)
+            | Row::Component(_) => {}
         }
     }
 

@@ -8,8 +8,8 @@
 //! page       the page's HTML: the model as data, and the script and styles that draw it
 //! ```
 //!
-//! Rows are seen one by one and kept in a bounded size, so a page is as large for a day as for an hour. What the encoder/decoder
-//! and `MoE` profilers will have to show becomes a section of its own in `sections`.
+//! Rows are seen one by one and kept in a bounded size, so a page is as large for a day as for an hour. What the `MoE` profiler
+//! will have to show becomes a section of its own in `sections`.
 
 mod comparison;
 mod model;
@@ -38,6 +38,7 @@ pub struct Report {
     requests: sections::requests::Gathered,
     kv_cache: sections::kv_cache::Gathered,
     cuda_graphs: sections::cuda_graphs::Gathered,
+    encoder_decoder: sections::encoder_decoder::Gathered,
 }
 
 impl Default for Report {
@@ -47,6 +48,7 @@ impl Default for Report {
             requests: sections::requests::Gathered::new(),
             kv_cache: sections::kv_cache::Gathered::new(),
             cuda_graphs: sections::cuda_graphs::Gathered::default(),
+            encoder_decoder: sections::encoder_decoder::Gathered::new(),
         }
     }
 }
@@ -63,6 +65,7 @@ impl Report {
             Row::Lifecycle(request) => self.requests.see(request),
             Row::RequestEvent(event) => self.requests.see_event(event),
             Row::KvUsage(usage) => self.kv_cache.see(usage),
+            Row::Component(timed) => self.encoder_decoder.see(timed),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
             Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
         }
@@ -82,6 +85,7 @@ impl Report {
             self.requests.waterfall(),
             self.requests.preemptions(answers),
             self.kv_cache.section(answers),
+            self.encoder_decoder.section(answers),
             self.steps.steps(answers),
             self.cuda_graphs.section(answers),
             Some(sections::session::cost(session, answers)),

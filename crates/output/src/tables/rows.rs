@@ -8,6 +8,7 @@ use profilemate_analysis::{Answers, Row};
 use super::batch_utilization::BatchUtilization;
 use super::cpu_timing::CpuOperations;
 use super::cuda_graphs::{Captures, GraphUsage, Timeline};
+use super::encoder_decoder::EncoderDecoder;
 use super::forward_pass::ForwardPass;
 use super::kv_cache::{KvEvictions, KvUsage};
 use super::requests::{Lifecycles, RequestEvents};
@@ -33,6 +34,7 @@ pub(super) struct RowTables<S> {
     request_events: Option<S>,
     kv_usage: Option<S>,
     kv_evictions: Option<S>,
+    encoder_decoder: Option<S>,
 }
 
 #[inline]
@@ -65,6 +67,7 @@ impl<S: Sink> RowTables<S> {
             request_events: table::<RequestEvents, S>(requests, &mut make)?,
             kv_usage: table::<KvUsage, S>(facts.is_on(Profiler::KvCacheTracking), &mut make)?,
             kv_evictions: table::<KvEvictions, S>(facts.sees_evictions(), &mut make)?,
+            encoder_decoder: table::<EncoderDecoder, S>(facts.is_on(Profiler::EncoderDecoderTiming), &mut make)?,
         })
     }
 
@@ -80,6 +83,7 @@ impl<S: Sink> RowTables<S> {
             Row::RequestEvent(event) => put::<RequestEvents, S>(&mut self.request_events, event),
             Row::KvUsage(usage) => put::<KvUsage, S>(&mut self.kv_usage, usage),
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
+            Row::Component(timed) => put::<EncoderDecoder, S>(&mut self.encoder_decoder, timed),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
@@ -104,6 +108,7 @@ impl<S: Sink> RowTables<S> {
             self.request_events,
             self.kv_usage,
             self.kv_evictions,
+            self.encoder_decoder,
         ]
         .into_iter()
         .flatten()

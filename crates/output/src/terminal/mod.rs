@@ -3,6 +3,7 @@
 
 mod batch;
 mod breakdown;
+mod encoder_decoder;
 mod findings;
 mod forward;
 mod gpu;
@@ -33,6 +34,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);
+    encoder_decoder::section(&mut text, answers);
     findings::section(&mut text, answers);
     profiler::section(&mut text, session, answers);
     if let Some(tables) = tables.filter(|tables| *tables != session.folder) {
