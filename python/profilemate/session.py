@@ -21,11 +21,6 @@ SESSION_VARIABLE = "PROFILEMATE_SESSION"
 #: Set by the launcher: it makes the tables.
 COLLECTOR_VARIABLE = "PROFILEMATE_COLLECTOR"
 
-#: Profilers that this version does not have yet.
-_NOT_BUILT = {
-    "encoder_decoder_timing",
-}
-
 #: What is attached in this process.
 ATTACHED = Attached()
 
@@ -75,7 +70,7 @@ def _open(role: str, rank: int, data_parallel_rank: int) -> None:
     if values["nvtx"]:
         _use_nvtx()
     if values["verbose"]:
-        profilers = ", ".join(name for name in PROFILERS if values[name] and name not in _NOT_BUILT)
+        profilers = ", ".join(name for name in PROFILERS if values[name])
         sys.stderr.write(
             f"profilemate: [{os.getpid()}] {role}-{rank} records {profilers} to {folder} (timing: wall)\n"
         )
@@ -187,8 +182,6 @@ def _note_process() -> None:
         _native.fact(f"flag:{profiler}", "1" if values[profiler] else "0")
         if not values[profiler]:
             _native.fact(f"profiler:{profiler}", "off")
-        elif profiler in _NOT_BUILT:
-            _native.fact(f"profiler:{profiler}", "could not attach: not in this version of ProfileMate")
     _native.fact("flag:cuda_events_enabled", "1" if values["timing"] == "events" else "0")
     _native.fact("timing_mode", "wall")
     _native.fact("python_version", sys.version.split()[0])
@@ -315,7 +308,7 @@ def use_device() -> None:
     driver = _native.cuda_driver_version()
     if driver is not None:
         _native.fact("gpu_driver", f"CUDA {driver}")
-    if not values["forward_pass_timing"]:
+    if not (values["forward_pass_timing"] or values["encoder_decoder_timing"]):
         return
     if values["timing"] == "lightweight":
         _native.fact("timing_mode", "lightweight")

@@ -4,7 +4,8 @@
 //! one: what the scheduler decided for each step, when a worker began it, how long it sampled. The second hands every
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
-//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`], [`moe_experts`]. A new one adds its
+//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`],
+//! [`moe_experts`], [`encoder_decoder`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -15,6 +16,7 @@ pub mod cost;
 pub mod counters;
 pub mod cpu;
 pub mod cuda_graphs;
+pub mod encoder_decoder;
 pub mod explain;
 pub mod facts;
 pub mod findings;
@@ -63,6 +65,8 @@ pub enum Row<'a> {
     KvEviction(kv_cache::Eviction<'a>),
     /// Of the table of load imbalance: a layer over an interval.
     ExpertInterval(moe_experts::Interval<'a>),
+    /// Of the table of encoders and decoder.
+    Component(encoder_decoder::Timed<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
     /// A span as it was recorded, of any label. In no table: it is for who draws.
@@ -98,6 +102,8 @@ pub struct Answers {
     pub kv_cache: Option<kv_cache::Summary>,
     /// The load of experts; `None` when the profiler was not on.
     pub moe_experts: Option<moe_experts::Summary>,
+    /// Encoders against the language model; `None` when the profiler was not on.
+    pub encoder_decoder: Option<encoder_decoder::Summary>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
@@ -144,6 +150,8 @@ pub fn analyze<E: From<Error>>(
     let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
     let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
     let mut moe_experts = facts.is_on(Profiler::MoeExpertTracking).then(moe_experts::Collector::default);
+    let mut encoder_decoder =
+        facts.is_on(Profiler::EncoderDecoderTiming).then(|| encoder_decoder::Collector::new(session));
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut garbage = garbage::Collector::new(session);
@@ -189,6 +197,11 @@ pub fn analyze<E: From<Error>>(
         {
             row(Row::ExpertInterval(found))?;
         }
+        if let Some(encoder_decoder) = &mut encoder_decoder
+            && let Some(found) = encoder_decoder.see(&context, &event)
+        {
+            row(Row::Component(found))?;
+        }
         let operation = cpu.as_mut().and_then(|cpu| cpu.see(&context, &event));
         if let Some(found) = overview.see(session, &event, operation.as_ref()) {
             row(Row::Step(found))?;
@@ -201,6 +214,13 @@ pub fn analyze<E: From<Error>>(
             overview.see_pass(&context, &found, &event);
             if is_forward_on {
                 row(Row::Forward(found))?;
+            }
+            if let Some(encoder_decoder) = &mut encoder_decoder {
+                let (decoder, cross_attention) = encoder_decoder.see_pass(&context, &found, &event);
+                row(Row::Component(decoder))?;
+                if let Some(found) = cross_attention {
+                    row(Row::Component(found))?;
+                }
             }
             if let Some(cuda_graphs) = &mut cuda_graphs
                 && let Some(replay) = cuda_graphs::Replay::of(&found)
@@ -235,6 +255,7 @@ pub fn analyze<E: From<Error>>(
         requests,
         kv_cache,
         moe_experts: moe_experts.map(|experts| experts.finish(session)),
+        encoder_decoder: encoder_decoder.map(encoder_decoder::Collector::finish),
         garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),

@@ -9,10 +9,12 @@
 //! ```
 //! The writer stores word 7 last with release order; a slot whose word 7 does not fit is not a record.
 
+mod calls;
 mod experts;
 mod kv_cache;
 mod requests;
 
+pub use calls::{EncoderInput, GpuCall};
 pub use experts::{
     Counted, ExpertCounts, ExpertLoad, PACKED_BITS, WEIGHT_BINS, expert_counting, pack_counts, pair_index, pairs,
 };
@@ -233,6 +235,10 @@ pub enum Payload {
     ExpertLoad(ExpertLoad),
     /// Kind 20.
     ExpertCounts(ExpertCounts),
+    /// Kind 22.
+    GpuCall(GpuCall),
+    /// Kind 23.
+    EncoderInput(EncoderInput),
     /// A kind that this build does not know.
     Unknown {
         /// Its number.
@@ -322,6 +328,8 @@ impl Record {
             Payload::KvEviction(record) => (16, record.words()),
             Payload::ExpertLoad(record) => (19, record.words()),
             Payload::ExpertCounts(record) => (20, record.words()),
+            Payload::GpuCall(record) => (22, record.words()),
+            Payload::EncoderInput(record) => (23, record.words()),
             Payload::Unknown { kind, words } => (kind, words),
         };
         let head = u64::from(kind)
@@ -384,6 +392,8 @@ impl Record {
             16 => Payload::KvEviction(KvEviction::of([a, b, c, d])),
             19 => Payload::ExpertLoad(ExpertLoad::of([a, b, c, d])),
             20 => Payload::ExpertCounts(ExpertCounts::of([a, b, c, d])),
+            22 => Payload::GpuCall(GpuCall::of([a, b, c, d])),
+            23 => Payload::EncoderInput(EncoderInput::of([a, b, c, d])),
             kind => Payload::Unknown { kind, words: [a, b, c, d] },
         };
         Self {
@@ -468,7 +478,7 @@ mod tests {
         }
 
         #[test]
-        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=21) {
+        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=24) {
             let mut words = words;
             words[2] = words[2] & 0xffff_ffff_0000_0000 | kind;
             let record = Record::from_words(&words);

@@ -3,7 +3,7 @@
 use crate::state::{self, ENGINE, SpanRecord, WORKER};
 use crate::{experts, gpu};
 use profilemate_cuda::Driver;
-use profilemate_format::record::{Label, Limits, Outputs, Payload, Record};
+use profilemate_format::record::{EncoderInput, Label, Limits, Outputs, Payload, Record};
 use profilemate_record::{Options, Writer, clock, session_folder};
 use profilemate_settings::{Settings, Value};
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
@@ -96,6 +96,35 @@ pub(crate) fn close(py: Python<'_>) {
         }
     }
     writer.close();
+}
+
+/// The scheduler needs what an encoder makes of an input; `what` becomes of it: `computed`, `cached`, `no_room` or `no_budget`.
+/// `evicted`: outputs that the cache has thrown out since the call before. `held` of `size` embeddings are needed by requests.
+#[pyfunction]
+pub(crate) fn encoder_input(
+    py: Python<'_>,
+    what: &str,
+    modality: &str,
+    embeddings: u32,
+    evicted: u32,
+    held: u32,
+    size: u32,
+) {
+    state::with(py, |state| {
+        if !state.is_recording() {
+            return;
+        }
+        let modality = if modality.is_empty() { 0 } else { state.intern(modality) };
+        let record = Record {
+            ticks: clock::ticks(),
+            step: state.lanes[ENGINE].next_step.max(1),
+            label: state.label,
+            flags: 0,
+            name: state.intern(what),
+            payload: Payload::EncoderInput(EncoderInput { embeddings, evicted, held, size, modality }),
+        };
+        state.write(&record);
+    });
 }
 
 /// Times steps on the GPU from here on. `stream_function(device)` gives the stream that the calling thread launches on;

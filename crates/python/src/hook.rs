@@ -51,6 +51,10 @@ const WARM_UP: u8 = 2;
 const DUMMY: u8 = 3;
 /// Calls are added up; the hook that names this one as its `accumulator` writes the sum.
 const ACCUMULATE: u8 = 4;
+/// One span per call, which is timed by itself on the GPU, too.
+const TIMED_SPAN: u8 = 5;
+/// The same, in some steps only; in the others the call just passes.
+const SAMPLED_SPAN: u8 = 6;
 
 /// Numbers that Python passes to `Hook`.
 pub(crate) const CONSTANTS: &[(&str, u8)] = &[
@@ -59,6 +63,8 @@ pub(crate) const CONSTANTS: &[(&str, u8)] = &[
     ("WARM_UP", WARM_UP),
     ("DUMMY", DUMMY),
     ("ACCUMULATE", ACCUMULATE),
+    ("TIMED_SPAN", TIMED_SPAN),
+    ("SAMPLED_SPAN", SAMPLED_SPAN),
     ("MARK_STEP", gpu::STEP),
     ("MARK_FORWARD", gpu::FORWARD),
     ("MARK_FORWARD_BEGINS", gpu::FORWARD_BEGINS),
@@ -151,6 +157,8 @@ struct Told {
     step: Option<u64>,
     value_a: Option<u64>,
     value_b: Option<u64>,
+    /// Id of the text that it is the context of.
+    context: Option<u32>,
     /// The step is from the extractor that ran after the call.
     step_is_new: bool,
     /// `False`: this call is not to be recorded.
@@ -164,7 +172,8 @@ enum Outcome {
     Propagate,
 }
 
-/// `None` → nothing · `False` → do not record · `int` → step · `(step | None, a[, b])`, where a float stands for its bits.
+/// `None` → nothing · `False` → do not record · `int` → step · `(step | None, a[, b[, context]])`, where a float stands for its
+/// bits.
 fn told(object: &Bound<'_, PyAny>) -> PyResult<Told> {
     if object.is_none() {
         return Ok(Told::default());
@@ -180,7 +189,20 @@ fn told(object: &Bound<'_, PyAny>) -> PyResult<Told> {
             }
             item.extract().map(Some)
         };
-        return Ok(Told { step: number(0)?, value_a: number(1)?, value_b: number(2)?, ..Told::default() });
+        let context = match tuple.get_item(3) {
+            Ok(text) if !text.is_none() => {
+                let text: String = text.extract()?;
+                Some(state::with(object.py(), |state| state.intern(&text)))
+            }
+            _ => None,
+        };
+        return Ok(Told {
+            step: number(0)?,
+            value_a: number(1)?,
+            value_b: number(2)?,
+            context,
+            ..Told::default()
+        });
     }
     if object.is(pyo3::types::PyBool::new(object.py(), false)) {
         return Ok(Told { skip: true, ..Told::default() });
@@ -306,9 +328,15 @@ unsafe extern "C" fn call(
             gpu::entered(py, marks);
         }
         let range = nvtx::begin((*hook).range_name);
-        let begin = if has_extractors || marks != 0 || range.is_some() { clock::ticks() } else { entered };
+        let is_timed = matches!((*hook).kind, TIMED_SPAN | SAMPLED_SPAN);
+        let number = if is_timed && !told.skip { gpu::call_begins(py) } else { None };
+        let has_begun = has_extractors || marks != 0 || range.is_some() || is_timed;
+        let begin = if has_begun { clock::ticks() } else { entered };
         let result = call_target((*hook).target, arguments, count, keywords);
         let end = clock::ticks();
+        if let Some(number) = number {
+            gpu::call_ended(py, number, result.is_null());
+        }
         if let Some(range) = range {
             range.end();
         }
@@ -325,6 +353,7 @@ unsafe extern "C" fn call(
                     told.step = what.step.or(told.step);
                     told.value_a = what.value_a.or(told.value_a);
                     told.value_b = what.value_b.or(told.value_b);
+                    told.context = what.context.or(told.context);
                     told.skip |= what.skip;
                 }
                 Outcome::Propagate => {
@@ -339,14 +368,16 @@ unsafe extern "C" fn call(
     }
 }
 
-/// Whether this call concerns us at all: there is a log, or the hook is there to open one.
+/// Whether this call concerns us at all: there is a log, or the hook is there to open one; and it is not one of those that
+/// pass in this step.
 ///
 /// # Safety
 /// `hook` is one of our objects.
 #[inline]
 unsafe fn recording_or_call(py: Python<'_>, hook: *mut Hook) -> bool {
     // SAFETY: by the caller's promise.
-    unsafe { (*hook).kind == CALL || state::with(py, |state| state.is_recording()) }
+    let kind = unsafe { (*hook).kind };
+    kind == CALL || state::with(py, |state| state.is_recording() && (kind != SAMPLED_SPAN || state.is_sampled()))
 }
 
 /// What has to be set before vLLM's function runs. Returns the label to restore.
@@ -441,7 +472,7 @@ fn write(
     let value_a = told.value_a.unwrap_or(lane.value);
     let is_forward = hook.marks & gpu::FORWARD != 0;
     let value_b = told.value_b.unwrap_or(if is_forward { lane.padded_tokens.into() } else { 0 });
-    let context = if is_forward { lane.descriptor } else { hook.context_id };
+    let context = if is_forward { lane.descriptor } else { told.context.unwrap_or(hook.context_id) };
     let skip = told.skip || hook.needs_step && step == 0;
     if !skip {
         let mut overhead_ticks = 0;

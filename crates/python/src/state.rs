@@ -33,11 +33,27 @@ pub(crate) struct Lane {
     pub(crate) seen: u64,
     /// Step that the scheduler puts together, or will next; 0 = the first.
     pub(crate) next_step: u64,
+    /// Calls of this step that are timed by themselves, so far.
+    pub(crate) calls: u32,
+    /// Steps of a worker so far.
+    pub(crate) steps: u64,
+    /// Whether this step is one of those in which calls are timed that are timed in some steps only.
+    pub(crate) is_sampled: bool,
 }
 
 impl Lane {
-    const EMPTY: Self =
-        Self { step: 0, value: 0, padded_tokens: 0, descriptor: 0, forward_begin: 0, seen: 0, next_step: 0 };
+    const EMPTY: Self = Self {
+        step: 0,
+        value: 0,
+        padded_tokens: 0,
+        descriptor: 0,
+        forward_begin: 0,
+        seen: 0,
+        next_step: 0,
+        calls: 0,
+        steps: 0,
+        is_sampled: false,
+    };
 }
 
 /// Timing on a GPU, where there is one.
@@ -132,6 +148,12 @@ impl State {
     #[inline]
     pub(crate) fn is_recording(&self) -> bool {
         self.writer.as_ref().is_some_and(Writer::is_ours)
+    }
+
+    /// Whether calls that are timed in some steps only are timed now.
+    #[inline]
+    pub(crate) fn is_sampled(&self) -> bool {
+        self.lanes[WORKER].is_sampled && self.label == Label::Work
     }
 
     /// A number that no other request of this process has.

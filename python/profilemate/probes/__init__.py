@@ -5,6 +5,7 @@ from __future__ import annotations
 from profilemate.hooks import HookSpec
 from profilemate.probes import (
     cuda_graphs,
+    encoder,
     engine_core,
     front_end,
     model_runner,
@@ -24,4 +25,5 @@ HOOKS: tuple[HookSpec, ...] = (
     *model_runner.HOOKS,
     *model_runner_v2.HOOKS,
     *cuda_graphs.HOOKS,
+    *encoder.HOOKS,
 )

@@ -11,6 +11,8 @@ from profilemate.probes.cuda_graphs import after_v1_dummy_run, before_v1_dummy_r
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _BOTH = ("forward_pass_timing", "cpu_timing")
+_FORWARD = ("forward_pass_timing", "encoder_decoder_timing")
+_ALL = (*_BOTH, "encoder_decoder_timing")
 
 
 def output_hook(name: str, place: str) -> HookSpec:
@@ -18,7 +20,7 @@ def output_hook(name: str, place: str) -> HookSpec:
     return HookSpec(
         name=name,
         places=(place,),
-        profilers=("forward_pass_timing",),
+        profilers=_FORWARD,
         lane=_native.WORKER_OUTPUT,
         span="output_ready",
         before=_before_get_output,
@@ -42,7 +44,7 @@ def sample_tokens_hooks(name: str, place: str) -> tuple[HookSpec, ...]:
     hook = HookSpec(
         name=name,
         places=(place,),
-        profilers=("forward_pass_timing",),
+        profilers=_FORWARD,
         kind=_native.CALL,
         lane=_native.WORKER,
         marks=_native.MARK_STEP_ENDED,
@@ -59,7 +61,7 @@ HOOKS = (
     HookSpec(
         name="model_runner.execute_model",
         places=(f"{_V1}.execute_model",),
-        profilers=(*_BOTH, "moe_expert_tracking"),
+        profilers=(*_ALL, "moe_expert_tracking"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP,
         span="model_execution",
@@ -69,7 +71,7 @@ HOOKS = (
     HookSpec(
         name="model_runner.forward",
         places=(f"{_V1}._model_forward",),
-        profilers=_BOTH,
+        profilers=_ALL,
         lane=_native.WORKER,
         marks=_native.MARK_FORWARD,
         span="forward",

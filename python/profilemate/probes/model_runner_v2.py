@@ -13,13 +13,15 @@ from profilemate.probes.model_runner import output_hook, sample_tokens_hooks
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
 _BOTH = ("forward_pass_timing", "cpu_timing")
+_FORWARD = ("forward_pass_timing", "encoder_decoder_timing")
+_ALL = (*_BOTH, "encoder_decoder_timing")
 
 HOOKS = (
     output_hook("model_runner_v2.async_output", "vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output"),
     HookSpec(
         name="model_runner_v2.execute_model",
         places=(f"{_V2}.execute_model",),
-        profilers=(*_BOTH, "moe_expert_tracking"),
+        profilers=(*_ALL, "moe_expert_tracking"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP | _native.MARK_FORWARD_ENDED,
         span="model_execution",
@@ -30,7 +32,7 @@ HOOKS = (
     HookSpec(
         name="model_runner_v2.forward_begins",
         places=(f"{_CONNECTOR}:KVConnector.pre_forward", f"{_CONNECTOR}:ActiveKVConnector.pre_forward"),
-        profilers=("forward_pass_timing",),
+        profilers=_FORWARD,
         kind=_native.CALL,
         lane=_native.WORKER,
         marks=_native.MARK_FORWARD_BEGINS,

@@ -7,6 +7,7 @@ from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
+from profilemate.probes import encoder
 from profilemate.probes.engine_core import data_parallel_rank
 from profilemate.probes.moe_experts import watch_experts
 from profilemate.session import hook_override
@@ -49,6 +50,8 @@ def _after_load_model(_result: Any, worker: Any) -> None:
                 profiler, f"could not attach: nothing to hook in {runner.__module__}.{runner.__qualname__}"
             )
     session.use_device()
+    if settings()["encoder_decoder_timing"]:
+        encoder.watch(worker)
     speculator = getattr(worker.model_runner, "speculator", None)
     if speculator is not None and hasattr(type(speculator), "propose"):
         hook_override(
@@ -112,7 +115,7 @@ HOOKS = (
         lane=_native.WORKER,
         before=_before_init,
     ),
-    _warm_up("load_model", after=_after_load_model),
+    _warm_up("load_model", before=encoder.before_load_model, after=_after_load_model),
     _warm_up("determine_available_memory"),
     _warm_up("initialize_from_config"),
     _warm_up("compile_or_warm_up_model", before=_before_capture),

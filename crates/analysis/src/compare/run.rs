@@ -250,7 +250,8 @@ impl Collector {
             | Row::Step(_)
             | Row::ExpertInterval(_)
             | Row::Span(_)
-            | Row::FirstToken(_) => {}
+            | Row::FirstToken(_)
+            | Row::Component(_) => {}
         }
     }
 

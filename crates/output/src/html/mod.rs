@@ -8,8 +8,7 @@
 //! page       the page's HTML: the model as data, and the script and styles that draw it
 //! ```
 //!
-//! Rows are seen one by one and kept in a bounded size, so a page is as large for a day as for an hour. What the encoder/decoder
-//! profiler will have to show becomes a section of its own in `sections`.
+//! Rows are seen one by one and kept in a bounded size, so a page is as large for a day as for an hour.
 
 mod comparison;
 mod model;
@@ -39,6 +38,7 @@ pub struct Report {
     kv_cache: sections::kv_cache::Gathered,
     cuda_graphs: sections::cuda_graphs::Gathered,
     moe_experts: sections::moe_experts::Gathered,
+    encoder_decoder: sections::encoder_decoder::Gathered,
 }
 
 impl Default for Report {
@@ -49,6 +49,7 @@ impl Default for Report {
             kv_cache: sections::kv_cache::Gathered::new(),
             cuda_graphs: sections::cuda_graphs::Gathered::default(),
             moe_experts: sections::moe_experts::Gathered::new(),
+            encoder_decoder: sections::encoder_decoder::Gathered::new(),
         }
     }
 }
@@ -66,6 +67,7 @@ impl Report {
             Row::RequestEvent(event) => self.requests.see_event(event),
             Row::KvUsage(usage) => self.kv_cache.see(usage),
             Row::ExpertInterval(interval) => self.moe_experts.see(interval),
+            Row::Component(timed) => self.encoder_decoder.see(timed),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
             Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
         }
@@ -85,6 +87,7 @@ impl Report {
             self.requests.waterfall(),
             self.requests.preemptions(answers),
             self.kv_cache.section(answers),
+            self.encoder_decoder.section(answers),
             self.steps.steps(answers),
             self.cuda_graphs.section(answers),
             self.moe_experts.section(answers),

@@ -4,6 +4,7 @@ mod batch_utilization;
 mod breakdown;
 mod cpu_timing;
 mod cuda_graphs;
+mod encoder_decoder;
 mod forward_pass;
 mod kv_cache;
 mod moe_experts;
@@ -178,6 +179,10 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
         answers.requests.as_ref().map(|summary| (requests::SUMMARY, requests::summary(summary))),
         answers.kv_cache.as_ref().map(|summary| (kv_cache::SUMMARY, kv_cache::summary(summary))),
         answers.moe_experts.as_ref().map(|summary| (moe_experts::SUMMARY, moe_experts::summary(summary))),
+        answers
+            .encoder_decoder
+            .as_ref()
+            .map(|summary| (encoder_decoder::SUMMARY, encoder_decoder::summary(summary))),
         breakdown::document(answers).map(|document| (breakdown::FILE, document)),
         Some((crate::findings::FILE, crate::findings::document(answers))),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),

@@ -8,6 +8,7 @@ use profilemate_analysis::{Answers, Row};
 use super::batch_utilization::BatchUtilization;
 use super::cpu_timing::CpuOperations;
 use super::cuda_graphs::{Captures, GraphUsage, Timeline};
+use super::encoder_decoder::EncoderDecoder;
 use super::forward_pass::ForwardPass;
 use super::kv_cache::{KvEvictions, KvUsage};
 use super::moe_experts::{Activation, Activations, Coselection, Imbalance, Pair, WeightBin, Weights};
@@ -45,6 +46,7 @@ pub(super) struct RowTables<S> {
     expert_coselection: Option<S>,
     expert_weights: Option<S>,
     expert_imbalance: Option<S>,
+    encoder_decoder: Option<S>,
 }
 
 #[inline]
@@ -83,6 +85,7 @@ impl<S: Sink> RowTables<S> {
             expert_coselection: table::<Coselection, S>(experts && facts.moe_coselection, &mut make)?,
             expert_weights: table::<Weights, S>(experts && facts.moe_weights, &mut make)?,
             expert_imbalance: table::<Imbalance, S>(experts, &mut make)?,
+            encoder_decoder: table::<EncoderDecoder, S>(facts.is_on(Profiler::EncoderDecoderTiming), &mut make)?,
         })
     }
 
@@ -99,6 +102,7 @@ impl<S: Sink> RowTables<S> {
             Row::KvUsage(usage) => put::<KvUsage, S>(&mut self.kv_usage, usage),
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
             Row::ExpertInterval(interval) => put::<Imbalance, S>(&mut self.expert_imbalance, interval),
+            Row::Component(timed) => put::<EncoderDecoder, S>(&mut self.encoder_decoder, timed),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
@@ -138,6 +142,7 @@ impl<S: Sink> RowTables<S> {
             self.expert_coselection,
             self.expert_weights,
             self.expert_imbalance,
+            self.encoder_decoder,
         ]
         .into_iter()
         .flatten()

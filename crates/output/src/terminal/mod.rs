@@ -3,6 +3,7 @@
 
 mod batch;
 mod breakdown;
+mod encoder_decoder;
 mod findings;
 mod forward;
 mod gpu;
@@ -35,6 +36,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);
     moe_experts::section(&mut text, answers);
+    encoder_decoder::section(&mut text, answers);
     findings::section(&mut text, answers);
     profiler::section(&mut text, session, answers);
     if let Some(tables) = tables.filter(|tables| *tables != session.folder) {

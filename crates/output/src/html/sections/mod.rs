@@ -2,6 +2,7 @@
 
 pub(super) mod breakdown;
 pub(super) mod cuda_graphs;
+pub(super) mod encoder_decoder;
 pub(super) mod findings;
 pub(super) mod kv_cache;
 pub(super) mod moe_experts;
