@@ -1,9 +1,9 @@
 """The load of experts: which of them each MoE layer's router chose. (`vllm/model_executor/layers/fused_moe/`)
 
 Routing is taken as the model does it, where vLLM itself captures it (`BaseRouter.set_capture_fn`), and never derived
-again. It is bound when the worker begins to warm up: then the layers are as they stay, and neither a CUDA graph was
-captured nor, on the CPU, the model compiled. What is counted, and when it becomes records, is Rust
-(`crates/python/src/experts.rs`).
+again. It is bound when the layers are as they stay, and no CUDA graph was captured: when the worker begins to warm up;
+on the CPU, where the model is compiled before that, as soon as it is loaded. What is counted, and when it becomes
+records, is Rust (`crates/python/src/experts.rs`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,17 @@ class Layer:
     blind: str | None = None
 
 
+def is_on_gpu(worker: Any) -> bool:
+    """Whether the worker's model runs on a GPU."""
+    return _device(worker) == "cuda"
+
+
+def _device(worker: Any) -> str:
+    return str(getattr(getattr(worker, "device", None), "type", "cpu"))
+
+
 def watch_experts(worker: Any) -> None:
-    """At the entry of `Worker.compile_or_warm_up_model`."""
+    """The layers are as they stay, and neither captured nor compiled: their experts are counted from here on."""
     if not settings()[_PROFILER]:
         return
     try:
@@ -297,7 +306,7 @@ class _Placement:
 
 def _counter(worker: Any, layers: list[Layer], placement: _Placement) -> Callable[[int, Layer], None]:
     """Makes the counters. What is returned binds the layer in a place to them."""
-    device = str(getattr(getattr(worker, "device", None), "type", "cpu"))
+    device = _device(worker)
     values = settings()
     coselection, weights = bool(values["moe_coselection"]), bool(values["moe_weights"])
     if device == "cuda":
