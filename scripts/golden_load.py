@@ -3,6 +3,7 @@
     python golden_load.py decode PORT MODEL          short prompts and long answers, from a server that has room
     python golden_load.py preempting PORT MODEL      more than the KV cache of the server holds
     python golden_load.py prefill MODEL              long prompts and short answers, offline, all in this process
+    python golden_load.py experts MODEL              a mixture of experts, offline, all in this process
 
 Prompts are token ids counted out, so every recording is of the same work.
 """
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 LIMIT_SECONDS = 600
 
@@ -86,11 +88,38 @@ def prefill(model: str) -> None:
     llm.generate(prompts, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), use_tqdm=False)
 
 
+def spread_gates(model: Any) -> None:
+    """Random gates are so small that all tokens go the same way, and the same in every layer."""
+    for module in model.modules():
+        gate: Any = getattr(module, "gate", None)
+        layer = getattr(getattr(module, "experts", None), "layer_id", None)
+        if gate is not None and layer is not None:
+            gate.weight.copy_((1000 * gate.weight).roll(layer, 0))
+
+
+def experts(model: str) -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    llm = LLM(
+        model,
+        dtype="float32",
+        load_format="dummy",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=8,
+        max_num_batched_tokens=256,
+    )
+    llm.apply_model(spread_gates)
+    prompts = [TokensPrompt(prompt_token_ids=prompt(40 + 23 * n, n)) for n in range(8)]
+    llm.generate(prompts, SamplingParams(temperature=0, max_tokens=48, ignore_eos=True), use_tqdm=False)
+
+
 def main() -> None:
     what, *arguments = sys.argv[1:]
-    if what == "prefill":
+    if what in {"prefill", "experts"}:
         (model,) = arguments
-        prefill(model)
+        {"prefill": prefill, "experts": experts}[what](model)
         return
     port, model = arguments
     {"decode": decode, "preempting": preempting}[what](int(port), model)

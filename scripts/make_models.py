@@ -133,8 +133,8 @@ def tiny_qwen3moe(folder: Path) -> None:
 
 @maker("tiny-glm4moe")
 def tiny_glm4moe(folder: Path) -> None:
-    """Experts as in DeepSeek-V3, without its attention: a dense layer, then groups of experts behind sigmoids with a correction
-    bias, and a shared expert that every token goes to."""
+    """Experts as in DeepSeek-V3, without its attention: a dense layer, then groups of experts behind sigmoids with a
+    correction bias, and a shared expert that every token goes to."""
     save_text_model(
         folder,
         "Glm4MoeForCausalLM",

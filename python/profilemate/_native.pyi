@@ -96,7 +96,7 @@ def count_experts(
     columns: int,
     row_stride: int,
     column_stride: int,
-    bytes: int,
+    element_size: int,
     first_row: int,
     first_token: int,
 ) -> None: ...

@@ -2,9 +2,9 @@
 
     python route.py MODEL OUT.json [--compiled]
 
-The reference is taken from what the routers compute, in every call of the model runner and for as many rows as the scheduler put
-into the batch. With --compiled torch.compile goes through the routers, where nobody else can look: then there is no reference, and
-the numbers of tokens have to do.
+The reference is taken from what the routers compute, in every call of the model runner and for as many rows as the
+scheduler put into the batch. With --compiled torch.compile goes through the routers, where nobody else can look: then
+there is no reference, and the numbers of tokens have to do.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Reference:
         """By layer: tokens, how often each expert and each pair was chosen, and how often which weight."""
         found = {}
         for module in model.modules():
-            router = getattr(module, "router", None)
+            router: Any = getattr(module, "router", None)
             if id(router) not in self.chosen:
                 continue
             ids = np.concatenate(self.chosen[id(router)])
@@ -84,6 +84,16 @@ class Reference:
         return found
 
 
+def spread_gates(model: Any) -> None:
+    """Random weights are the same in every layer, and so small that all tokens go the same way: gates are made larger,
+    and each layer's is turned by its index."""
+    for module in model.modules():
+        gate: Any = getattr(module, "gate", None)
+        layer = getattr(getattr(module, "experts", None), "layer_id", None)
+        if gate is not None and layer is not None:
+            gate.weight.copy_((1000 * gate.weight).roll(layer + 1, 0))
+
+
 def prompt(length: int) -> TokensPrompt:
     return TokensPrompt(prompt_token_ids=[3 + (11 * place + 5 * length) % 251 for place in range(length)])
 
@@ -104,6 +114,7 @@ def main() -> None:
         max_num_batched_tokens=MAX_TOKENS,
         enable_prefix_caching=False,
     )
+    llm.apply_model(spread_gates)
     greedy = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     prompts = [prompt(length) for length in PROMPT_LENGTHS]
     rounds = [[each] for each in prompts] + [prompts]

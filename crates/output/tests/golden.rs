@@ -127,6 +127,11 @@ fn real_preempting() {
 }
 
 #[test]
+fn real_experts() {
+    every_table("real_experts");
+}
+
+#[test]
 fn real_gpu() {
     // Its tables have 190 KiB.
     tables_and_summary("real_gpu", |file| {

@@ -158,8 +158,8 @@ pub(crate) fn experts_failed(py: Python<'_>, what: &str) {
     failure::report(py, "moe_experts.count", what, is_off);
 }
 
-/// A router chose: a matrix of expert ids in this process's memory, by token and rank of the choice. Strides in cells, `bytes` of a
-/// cell 2, 4 or 8. The first row of this process is its token `first_token` of the step.
+/// A router chose: a matrix of expert ids in this process's memory, by token and rank of the choice. Strides in cells, bytes
+/// of a cell 2, 4 or 8. The first row of this process is its token `first_token` of the step.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "what a matrix is, and a call costs less than an object")]
 pub(crate) fn count_experts(
@@ -170,11 +170,11 @@ pub(crate) fn count_experts(
     columns: usize,
     row_stride: usize,
     column_stride: usize,
-    bytes: usize,
+    element_size: usize,
     first_row: usize,
     first_token: usize,
 ) {
-    let element = match bytes {
+    let element = match element_size {
         2 => Element::I16,
         4 => Element::I32,
         _ => Element::I64,

@@ -1,8 +1,9 @@
 """The load of experts: which of them each MoE layer's router chose. (`vllm/model_executor/layers/fused_moe/`)
 
-Routing is taken as the model does it, where vLLM itself captures it (`BaseRouter.set_capture_fn`), and never derived again. It is
-bound when the worker begins to warm up: then the layers are as they stay, and neither a CUDA graph was captured nor, on the CPU, the
-model compiled. What is counted, and when it becomes records, is Rust (`crates/python/src/experts.rs`).
+Routing is taken as the model does it, where vLLM itself captures it (`BaseRouter.set_capture_fn`), and never derived
+again. It is bound when the layers are as they stay, and no CUDA graph was captured: when the worker begins to warm up;
+on the CPU, where the model is compiled before that, as soon as it is loaded. What is counted, and when it becomes
+records, is Rust (`crates/python/src/experts.rs`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PROFILER = "moe_expert_tracking"
 Told = Callable[[Any], None]
 
 
-class CannotSee(Exception):
+class BlindError(Exception):
     """Why the routing of a layer, or of a model, is not seen."""
 
 
@@ -38,13 +39,22 @@ class Layer:
     blind: str | None = None
 
 
+def is_on_gpu(worker: Any) -> bool:
+    """Whether the worker's model runs on a GPU."""
+    return _device(worker) == "cuda"
+
+
+def _device(worker: Any) -> str:
+    return str(getattr(getattr(worker, "device", None), "type", "cpu"))
+
+
 def watch_experts(worker: Any) -> None:
-    """At the entry of `Worker.compile_or_warm_up_model`."""
+    """The layers are as they stay, and neither captured nor compiled: their experts are counted from here on."""
     if not settings()[_PROFILER]:
         return
     try:
         state = _watch(worker)
-    except CannotSee as reason:
+    except BlindError as reason:
         state = f"could not attach: {reason}"
     except Exception as error:
         state = f"could not attach: {type(error).__name__}: {error}"
@@ -59,9 +69,9 @@ def _watch(worker: Any) -> str | None:
         return "could not attach: the model has no experts"
     parallel = worker.vllm_config.parallel_config
     if bool(getattr(parallel, "enable_dbo", False)) or int(getattr(parallel, "ubatch_size", 0)) > 1:
-        raise CannotSee("dual batch overlap runs the parts of a batch apart, and its rows are not told apart yet")
+        raise BlindError("dual batch overlap runs the parts of a batch apart, and its rows are not told apart yet")
     if int(getattr(parallel, "prefill_context_parallel_size", 1)) > 1:
-        raise CannotSee("prefill context parallelism gathers tokens of several ranks")
+        raise BlindError("prefill context parallelism gathers tokens of several ranks")
     placement = _Placement(parallel)
     if not placement.counts:
         # Every rank of tensor parallelism sees the same routing.
@@ -76,17 +86,14 @@ def _watch(worker: Any) -> str | None:
     if watched:
         bind = _counter(worker, watched, placement)
         for place, layer in enumerate(watched):
-            try:
-                bind(place, layer)
-            except CannotSee as reason:
-                layer.blind = str(reason)
+            layer.blind = _bound(bind, place, layer)
     for layer in layers:
         if layer.blind is not None:
             _native.fact(f"moe_layer:{layer.index}", f"not seen: {layer.blind}")
     counted = [layer for layer in layers if layer.blind is None]
     if not counted:
         reasons = sorted({layer.blind for layer in layers if layer.blind is not None})
-        raise CannotSee("; ".join(reasons))
+        raise BlindError("; ".join(reasons))
     values = settings()
     _native.fact("moe_coselection", str(int(values["moe_coselection"])))
     _native.fact("moe_weights", str(int(values["moe_weights"])))
@@ -94,9 +101,21 @@ def _watch(worker: Any) -> str | None:
     return "on"
 
 
+def _bound(bind: Callable[[int, Layer], None], place: int, layer: Layer) -> str | None:
+    """Binds a layer. Returns why it cannot be, if so."""
+    try:
+        bind(place, layer)
+    except BlindError as reason:
+        return str(reason)
+    return None
+
+
 def _model(runner: Any) -> Any:
     get_model = getattr(runner, "get_model", None)
-    return get_model() if callable(get_model) else runner.model
+    model = get_model() if callable(get_model) else getattr(runner, "model", None)
+    if not hasattr(model, "modules"):
+        raise BlindError(f"{type(runner).__module__}.{type(runner).__qualname__} has no model to look at")
+    return model
 
 
 def _chosen_layers(setting: str) -> frozenset[int] | None:
@@ -175,7 +194,7 @@ def _listen(module: Any, told: Told) -> None:
     elif _is_monolithic(module):
         _listen_to_kernel(module, told)
     elif hasattr(getattr(module, "router", None), "set_capture_fn"):
-        router = module.router
+        router: Any = module.router
         router.set_capture_fn(_both(getattr(router, "capture_fn", None), told))
     elif hasattr(module, "_select_experts"):
         # vLLM 0.14: `select_experts` of its router calls this one.
@@ -188,7 +207,7 @@ def _listen(module: Any, told: Told) -> None:
 
         module._select_experts = select_experts
     else:
-        raise CannotSee(f"{type(module).__qualname__} tells nobody which experts it chose (vLLM before 0.14)")
+        raise BlindError(f"{type(module).__qualname__} tells nobody which experts it chose (vLLM before 0.14)")
 
 
 def _both(first: Told | None, second: Told) -> Told:
@@ -206,11 +225,11 @@ def _listen_to_kernel(module: Any, told: Told) -> None:
     """Kernels that route by themselves: some can be asked to write down what they chose."""
     routed = getattr(module, "routed_experts", module)
     kernel = getattr(getattr(routed, "quant_method", None), "moe_kernel", None)
-    experts = getattr(getattr(kernel, "impl", None), "fused_experts", None)
+    experts: Any = getattr(getattr(kernel, "impl", None), "fused_experts", None)
     name = type(experts if experts is not None else getattr(routed, "quant_method", None)).__name__
     supports = getattr(experts, "supports_routing_replay_capture", None)
     if not callable(supports) or not supports():
-        raise CannotSee(f"the kernel {name} routes by itself and does not tell")
+        raise BlindError(f"the kernel {name} routes by itself and does not tell")
     if hasattr(experts, "set_capture_fn"):  # vLLM 0.28
         previous = getattr(experts, "capture_fn", None) or getattr(experts, "_capture_fn", None)
         experts.set_capture_fn(_both(previous, told))
@@ -218,7 +237,7 @@ def _listen_to_kernel(module: Any, told: Told) -> None:
     capturer = sys.modules.get("vllm.model_executor.layers.fused_moe.routed_experts_capturer")
     make_sink = getattr(capturer, "RoutedExpertsSink", None)
     if not hasattr(routed, "routing_sink") or make_sink is None:
-        raise CannotSee(f"the kernel {name} routes by itself and does not tell")
+        raise BlindError(f"the kernel {name} routes by itself and does not tell")
     if routed.routing_sink is None:
         routed.routing_sink = make_sink(experts.moe_config, told)
     else:
@@ -227,7 +246,7 @@ def _listen_to_kernel(module: Any, told: Told) -> None:
 
 def _listen_to_weights(module: Any, told: Told) -> None:
     """Has `told` called with the routing weights of each choice."""
-    router = getattr(module, "router", None)
+    router: Any = getattr(module, "router", None)
     if _is_monolithic(module) or not callable(getattr(router, "select_experts", None)):
         return
     inner = router.select_experts
@@ -278,7 +297,7 @@ class _Placement:
             return self._once(sum(shards[:first]))
         if rows == -(-local // self.tensor_size):
             return 0, self.tensor_rank * rows
-        raise CannotSee(f"a batch of {rows} rows, with {tokens} tokens over the data-parallel ranks")
+        raise BlindError(f"a batch of {rows} rows, with {tokens} tokens over the data-parallel ranks")
 
     def _once(self, first_row: int) -> tuple[int, int]:
         """Whole batches are the same on all tensor-parallel ranks: one counts them."""
@@ -287,25 +306,25 @@ class _Placement:
 
 def _counter(worker: Any, layers: list[Layer], placement: _Placement) -> Callable[[int, Layer], None]:
     """Makes the counters. What is returned binds the layer in a place to them."""
-    device = str(getattr(getattr(worker, "device", None), "type", "cpu"))
+    device = _device(worker)
     values = settings()
     coselection, weights = bool(values["moe_coselection"]), bool(values["moe_weights"])
     if device == "cuda":
         reason = session.use_device_code()
         if reason is not None:
-            raise CannotSee(reason)
+            raise BlindError(reason)
         bind = _gpu_binder(placement, weights)
     elif device == "cpu":
         bind = _cpu_binder(placement, weights)
         _mark_compiled_code(worker.vllm_config)
     else:
-        raise CannotSee(f"experts are counted on CUDA and on the CPU, and this model runs on {device}")
+        raise BlindError(f"experts are counted on CUDA and on the CPU, and this model runs on {device}")
     shapes = [(layer.index, layer.experts, layer.top_k) for layer in layers]
     interval = values["moe_interval_seconds"]
     try:
         _native.watch_experts(shapes, coselection, weights, interval, device == "cuda")
     except ValueError as error:
-        raise CannotSee(str(error)) from None
+        raise BlindError(str(error)) from None
     return bind
 
 
@@ -313,7 +332,8 @@ def _cpu_binder(placement: _Placement, weights: bool) -> Callable[[int, Layer], 
     operations = _cpu_operations(placement)
 
     def bind(place: int, layer: Layer) -> None:
-        count, count_weights = operations.count_experts, operations.count_expert_weights
+        # Overloads: of what has several, torch's graphs do not know that it changes something, and leave it out.
+        count, count_weights = operations.count_experts.default, operations.count_expert_weights.default
 
         # Dynamo goes through these: nothing may be in them but the operation.
         def told(chosen: Any) -> None:
@@ -335,14 +355,14 @@ _WEIGHTS = {"torch.float32": "f4", "torch.bfloat16": "bf2", "torch.float16": "f2
 
 
 def _gpu_binder(placement: _Placement, weights: bool) -> Callable[[int, Layer], None]:
-    """Has kernels launched where routers choose: once when a graph is captured, and in each pass that runs without one."""
+    """Has kernels launched where routers choose: once for a graph that is captured, and in each pass without one."""
 
     def teller(place: int, kinds: dict[str, str], may_fork: bool, held: list[Any]) -> Told:
         def told(tensor: Any) -> None:
             try:
                 kind = kinds.get(str(tensor.dtype))
                 if kind is None:
-                    raise CannotSee(f"a tensor of {tensor.dtype}")
+                    raise BlindError(f"a tensor of {tensor.dtype}")
                 rows, columns = tensor.shape
                 first_row, first_token = placement.of(rows)
                 tensor = tensor.contiguous()
@@ -367,7 +387,7 @@ def _gpu_binder(placement: _Placement, weights: bool) -> Callable[[int, Layer], 
 
 
 def _join_behind_experts(module: Any, held: list[Any]) -> bool:
-    """Joins what was forked off in a layer when its experts are done. `False`: there is no such place, so nothing may fork."""
+    """Joins what was forked off when the experts are done. `False`: there is no place for that, and none may fork."""
     routed = getattr(module, "routed_experts", module)
     places = (
         (module, "_apply_quant_method"),  # vLLM 0.24 and newer
@@ -394,15 +414,22 @@ def _join_behind_experts(module: Any, held: list[Any]) -> bool:
 def _mark_compiled_code(vllm_config: Any) -> None:
     """Compiled code that counts has another key in vLLM's cache than compiled code that does not.
 
-    On the CPU, torch.compile goes through the router. Without this, vLLM would load what it compiled without us, or, when we are
-    gone, code that calls an operation which is not there. `additional_config` is a part of the key in every version.
+    On the CPU, torch.compile goes through the router. Without this, vLLM would load what it compiled without us, or,
+    when we are gone, code that calls an operation which is not there. `additional_config` is a part of the key in every
+    version.
     """
     mode = getattr(getattr(vllm_config, "compilation_config", None), "mode", None)
     additional = getattr(vllm_config, "additional_config", None)
     if isinstance(additional, dict):
         additional["profilemate_counts_experts"] = True
     elif str(getattr(mode, "name", mode)) not in ("NONE", "None", "0"):
-        raise CannotSee("additional_config is no dict, and compiled code that counts could be taken for vLLM's own")
+        raise BlindError(
+            "additional_config is no dict, and compiled code that counts could be taken for vLLM's own"
+        )
+
+
+def _nothing(told: Any, place: int) -> None:
+    """What an operation does to tensors that torch.compile only imagines."""
 
 
 class _Operations:
@@ -414,7 +441,7 @@ class _Operations:
 
 
 def _cpu_operations(placement: _Placement) -> Any:
-    """Operations that torch.compile leaves as they are. They are said to change their tensor, so that none is taken out."""
+    """Operations that torch.compile leaves as they are: they are said to change their tensor, so none is taken out."""
     import torch
 
     _Operations.placement = placement
@@ -456,6 +483,6 @@ def _cpu_operations(placement: _Placement) -> Any:
     for name, function in (("count_experts", count_experts), ("count_expert_weights", count_expert_weights)):
         library.define(f"{name}(Tensor(a!) told, int place) -> ()")
         library.impl(name, function, "CPU")
-        torch.library.register_fake(f"profilemate::{name}", lambda told, place: None, lib=library)
+        torch.library.register_fake(f"profilemate::{name}", _nothing, lib=library)
     _Operations.library = library
     return torch.ops.profilemate

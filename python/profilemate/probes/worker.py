@@ -7,9 +7,8 @@ from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
-from profilemate.probes import encoder
+from profilemate.probes import encoder, moe_experts
 from profilemate.probes.engine_core import data_parallel_rank
-from profilemate.probes.moe_experts import watch_experts
 from profilemate.session import hook_override
 from profilemate.settings import settings
 
@@ -52,6 +51,9 @@ def _after_load_model(_result: Any, worker: Any) -> None:
     session.use_device()
     if settings()["encoder_decoder_timing"]:
         encoder.watch(worker)
+    # The CPU worker compiles the model when it looks for memory.
+    if not moe_experts.is_on_gpu(worker):
+        moe_experts.watch_experts(worker)
     speculator = getattr(worker.model_runner, "speculator", None)
     if speculator is not None and hasattr(type(speculator), "propose"):
         hook_override(
@@ -75,8 +77,8 @@ _BINDERS: dict[str, Callable[[Any], str | None]] = {}
 
 def _before_capture(worker: Any, *_args: Any, **_kwargs: Any) -> None:
     """The model is loaded and no graph is captured yet. Whatever fails here costs a profiler, and no capture."""
-    # Experts are counted on the CPU, too.
-    watch_experts(worker)
+    if moe_experts.is_on_gpu(worker):
+        moe_experts.watch_experts(worker)
     wanted = [profiler for profiler in _BINDERS if settings()[profiler]]
     if not wanted:
         return

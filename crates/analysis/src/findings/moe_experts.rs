@@ -10,8 +10,8 @@ use super::{
 use crate::Answers;
 use crate::moe_experts::{LayerLoad, Spread};
 
-/// Activations for each expert on average, below which an uneven load may be chance. With so many, chance alone makes one in a
-/// hundred even layers of 256 experts differ by 1.4 times the mean (a Poisson variable of mean 100).
+/// Activations for each expert on average, below which an uneven load may be chance. With so many, the busiest of 256 even experts has
+/// about 1.3 times the mean: three standard deviations of a Poisson variable of mean 100.
 pub const LEAST_MEAN: f64 = 100.0;
 
 /// How much more than the mean the busiest GPU of expert parallelism must have for it to matter, over all layers.

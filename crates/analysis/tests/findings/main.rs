@@ -11,6 +11,7 @@ mod cuda_graphs;
 mod garbage;
 mod host;
 mod kv_cache;
+mod moe_experts;
 mod preemption;
 mod queue;
 mod random;

@@ -191,9 +191,7 @@ impl ExpertCounters {
         // From here on the branch is a part of the capture, which does not end well unless it is joined.
         self.is_forked = true;
         // SAFETY: as above.
-        let launched = unsafe { code.launch(function, shape, self.branch, parameters) };
-        code.driver.record(self.counted, self.branch)?;
-        launched?;
+        unsafe { code.launch(function, shape, self.branch, parameters) }?;
         Ok(true)
     }
 
@@ -202,11 +200,16 @@ impl ExpertCounters {
     /// # Errors
     /// What the driver said.
     pub fn join(&mut self, stream: Stream) -> Result<(), Failure> {
-        if std::mem::take(&mut self.is_forked) {
-            self.code.calls.order_behind(stream, self.counted)
-        } else {
-            Ok(())
+        if !std::mem::take(&mut self.is_forked) {
+            return Ok(());
         }
+        let Self { code, branch, counted, .. } = self;
+        let mut join = || {
+            code.driver.record(*counted, *branch)?;
+            code.calls.order_behind(stream, *counted)
+        };
+        // A capture with a branch that is not joined fails, and with it the host: it is worth a second try.
+        join().or_else(|_| join())
     }
 
     /// Whether a reading is under way.

@@ -65,6 +65,7 @@ fake! {
     launches(name: *const c_char) -> u64;
     gpu_bytes() -> u64;
     host_bytes() -> u64;
+    branch_launches() -> u64;
 }
 
 pub(crate) static FAKE: OnceLock<Fake> = OnceLock::new();

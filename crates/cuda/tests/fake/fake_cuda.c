@@ -20,7 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { uint64_t at; int recorded; uintptr_t context; } event_t;
+/* `captured`: the stream whose capture it was recorded in, plus 1; `on`: the stream it was recorded on. */
+typedef struct { uint64_t at; int recorded; uintptr_t context, captured, on; unsigned flags; } event_t;
 
 enum { STREAMS = 16, KINDS = 20, NODES = 4096, FUNCTIONS = 64 };
 static uint64_t now, busy_until[STREAMS], calls[KINDS], host_calls[KINDS], live_events, all_events, broken_captures;
@@ -35,6 +36,10 @@ typedef struct { char name[64]; int parameters; unsigned narrow; uint64_t launch
 typedef struct { function_t *function; uint64_t parameters[8]; uint64_t ns; } node_t;
 static node_t graphs[STREAMS][NODES];
 static int graph_nodes[STREAMS], next_stream = 8, functions_known;
+/* Streams that a capture on another one has taken in: which, plus 1, and whether the other one waits for what is on it. */
+static uintptr_t branch_of[STREAMS];
+static int joined[STREAMS];
+static uint64_t branch_launches;
 static function_t functions[FUNCTIONS];
 static uint64_t clock_ahead, gpu_bytes, host_bytes;
 static double clock_rate = 1.0;
@@ -80,6 +85,8 @@ void fake_reset(void) {
     memset(busy_until, 0, sizeof busy_until); memset(calls, 0, sizeof calls);
     memset(capturing, 0, sizeof capturing); memset(fail_code, 0, sizeof fail_code);
     memset(graph_nodes, 0, sizeof graph_nodes);
+    memset(branch_of, 0, sizeof branch_of);
+    branch_launches = 0;
     for (int i = 0; i < functions_known; i++) functions[i].launches = 0;
     clock_ahead = gpu_bytes = host_bytes = 0;
     clock_rate = 1.0;
@@ -91,6 +98,43 @@ static uint64_t begins(uintptr_t stream) {
     if (busy_until[stream] < now) busy_until[stream] = now;
     return busy_until[stream];
 }
+/* Rows that count, as count_experts.cu has them. */
+static uint64_t rows_end(const uint64_t *word, uint64_t rows, uint64_t first_row, uint64_t first_token) {
+    uint64_t valid = word[1] & 0xffffffff, count = valid > first_token ? valid - first_token : 0;
+    if (first_row >= rows) return first_row;
+    return first_row + (count < rows - first_row ? count : rows - first_row);
+}
+static int64_t id_at(uint64_t data, uint64_t at, unsigned bytes) {
+    return bytes == 8 ? ((int64_t *)data)[at] : bytes == 4 ? ((int32_t *)data)[at] : ((int16_t *)data)[at];
+}
+static void count_experts(const uint64_t *p) {
+    uint64_t *counters = (uint64_t *)p[1], columns = p[4] & 0xffff, pairs = p[4] >> 24 & 1;
+    int64_t experts = (int64_t)p[5];
+    unsigned bytes = p[4] >> 16 & 0xff;
+    uint64_t end = rows_end((uint64_t *)p[0], p[3], p[6], p[7]);
+    for (uint64_t row = p[6]; row < end; row++) {
+        counters[0]++;
+        for (uint64_t a = 0; a < columns; a++) {
+            int64_t one = id_at(p[2], row * columns + a, bytes);
+            if (one < 0 || one >= experts) continue;
+            counters[1 + one]++;
+            for (uint64_t b = 0; pairs && b < a; b++) {
+                int64_t other = id_at(p[2], row * columns + b, bytes);
+                if (other < 0 || other >= experts || other == one) continue;
+                int64_t low = one < other ? one : other, high = one < other ? other : one;
+                counters[1 + experts + low * (2 * experts - low - 1) / 2 + high - low - 1]++;
+            }
+        }
+    }
+}
+static void count_weights(const uint64_t *p) {
+    uint64_t columns = p[4] & 0xffff, end = rows_end((uint64_t *)p[0], p[3], p[5], p[6]);
+    if (p[4] >> 16 != 0) abort(); /* 32-bit floating point is enough here */
+    for (uint64_t at = p[5] * columns; at < end * columns; at++) {
+        float weight = ((float *)p[2])[at] * 100.0f;
+        if (weight >= 0) ((uint64_t *)p[1])[weight < 100 ? (int)weight : 100]++;
+    }
+}
 static void run_kernel(const function_t *function, const uint64_t *p, uint64_t at) {
     uint64_t clock = clock_ahead + (uint64_t)((double)at * clock_rate);
     if (!strcmp(function->name, "profilemate_set_step_word")) {
@@ -101,9 +145,18 @@ static void run_kernel(const function_t *function, const uint64_t *p, uint64_t a
         if (row != 0) ((uint64_t *)p[1])[(row - 1) * p[2] + p[3]] = clock;
     } else if (!strcmp(function->name, "profilemate_read_clock")) {
         *(uint64_t *)p[0] = clock;
+    } else if (!strcmp(function->name, "profilemate_count_experts")) {
+        count_experts(p);
+    } else if (!strcmp(function->name, "profilemate_count_weights")) {
+        count_weights(p);
     }
 }
 static void put_on(uintptr_t stream, node_t node) {
+    if (branch_of[stream]) {
+        joined[stream] = 0;
+        branch_launches++;
+        stream = branch_of[stream] - 1;
+    }
     if (capturing[stream]) {
         if (graph_nodes[stream] == NODES) abort();
         graphs[stream][graph_nodes[stream]++] = node;
@@ -121,6 +174,11 @@ void fake_capture(uintptr_t stream, int on) {
     LOCKED;
     capturing[stream] = on;
     if (on) graph_nodes[stream] = 0;
+    for (int i = 0; i < STREAMS; i++) {
+        if (branch_of[i] != stream + 1) continue;
+        if (!joined[i]) broken_captures++;              /* CUDA_ERROR_STREAM_CAPTURE_UNJOINED */
+        branch_of[i] = 0;
+    }
 }
 /* What was captured last on a stream, on that stream. */
 void fake_replay(uintptr_t stream) {
@@ -135,6 +193,8 @@ uint64_t fake_launches(const char *name) {
     for (int i = 0; i < functions_known; i++) if (!strcmp(functions[i].name, name)) return functions[i].launches;
     return 0;
 }
+/* Kernels that were captured on a branch of the capture. */
+uint64_t fake_branch_launches(void) { LOCKED; return branch_launches; }
 uint64_t fake_gpu_bytes(void) { LOCKED; return gpu_bytes; }
 uint64_t fake_host_bytes(void) { LOCKED; return host_bytes; }
 void fake_context(uintptr_t id) { LOCKED; context = id; }
@@ -165,6 +225,7 @@ int cuEventCreate(void **out, unsigned flags) {
     if (flags != 0 && flags != 2) return 1;             /* CU_EVENT_DISABLE_TIMING */
     event_t *event = calloc(1, sizeof *event);
     event->context = context;
+    event->flags = flags;
     *out = event; live_events++; all_events++;
     return 0;
 }
@@ -176,7 +237,14 @@ int cuEventRecord(void *event, void *stream) {
     if (!is_host()) return 201;
     event_t *it = event;
     if (it->context != context) return 400;             /* CUDA_ERROR_INVALID_HANDLE */
-    if (capturing[(uintptr_t)stream]) { broken_captures++; return 900; } /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: the host's capture breaks */
+    uintptr_t on = (uintptr_t)stream, of = branch_of[on] ? branch_of[on] - 1 : on;
+    if (capturing[of] && it->flags == 2) {              /* a place in the graph, for others to come behind */
+        it->captured = of + 1;
+        it->on = on;
+        return 0;
+    }
+    if (capturing[of]) { broken_captures++; return 900; } /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: the host's capture breaks */
+    it->captured = 0;
     it->at = busy_until[(uintptr_t)stream] < now ? now : busy_until[(uintptr_t)stream];
     it->recorded = 1;
     return 0;
@@ -336,6 +404,17 @@ int cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
     if (e || flags) return e ? e : 1;
     event_t *it = event;
     uintptr_t on = (uintptr_t)stream;
+    if (it->captured) {
+        uintptr_t of = it->captured - 1;
+        if (!capturing[of]) return 401;                 /* of a capture that is over */
+        if (on != of) {                                 /* this stream becomes a part of the capture */
+            branch_of[on] = of + 1;
+            joined[on] = 0;
+        } else if (it->on != of) {                      /* the capture comes behind what is on the branch */
+            joined[it->on] = 1;
+        }
+        return 0;
+    }
     if (capturing[on]) abort();
     if (busy_until[on] < it->at) busy_until[on] = it->at;
     return 0;
