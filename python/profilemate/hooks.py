@@ -36,8 +36,9 @@ class HookSpec:
     group: str = ""
     closes_step: bool = False
     needs_step: bool = False
-    before: Callable[..., Any] | None = None
-    after: Callable[..., Any] | None = None
+    #: What reads the call: of those that run in every step, native ones.
+    before: Callable[..., Any] | _native.Extractor | None = None
+    after: Callable[..., Any] | _native.Extractor | _native.Dispatch | None = None
     #: Name of the hook whose sum this one writes.
     accumulator: str | None = None
     #: Attach at every place that exists (an override and what it overrides), not at the first one only.

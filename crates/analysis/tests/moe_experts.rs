@@ -48,7 +48,15 @@ fn analyzed(logs: &[&Log]) -> (Vec<Seen>, Summary) {
     let mut rows = Vec::new();
     let see = |of: &Interval<'_>| {
         let (spread, process) = (of.spread, of.process.to_owned());
-        (of.layer, of.at_ns / 1000, of.interval_ns / 1000, of.tokens, spread.max_mean_ratio(), spread.idle, process)
+        (
+            of.layer,
+            of.at_ns / 1000,
+            of.interval_ns / 1000,
+            of.tokens,
+            spread.max_mean_ratio(),
+            spread.idle,
+            process,
+        )
     };
     let answers = analyze::<Error>(&Session::open(folder.path()).unwrap(), |row| {
         if let Row::ExpertInterval(of) = row {

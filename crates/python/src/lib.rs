@@ -1,13 +1,14 @@
 //! `profilemate._native`: what Python needs of the recorder, inside vLLM's processes.
 //!
 //! [`hook`] is the object that stands in for a vLLM method; [`calls`] are the functions that probes call;
-//! [`extract`] reads vLLM's objects where every step must; [`experts`] counts what routers chose; [`state`]
+//! [`extract`] reads vLLM's objects where every step must, as [`extractor`] asks it to; [`experts`] counts what routers chose; [`state`]
 //! is the one recorder of the process. Everything here runs with the GIL held, which makes its holder the one writer.
 
 mod calls;
 mod device;
 mod experts;
 mod extract;
+mod extractor;
 mod failure;
 mod garbage;
 mod gpu;
@@ -33,17 +34,15 @@ mod _native {
         count_expert_weights, count_experts, experts_failed, join_experts, launch_expert_counts, watch_experts,
     };
     #[pymodule_export]
-    use crate::extract::front_end::{after_process_outputs, before_process_outputs, before_processor_add_request};
+    use crate::extract::kv_cache::{KvCacheCollector, KvCacheCollectorBeside};
     #[pymodule_export]
-    use crate::extract::kv_cache::KvCacheCollector;
+    use crate::extract::requests::{hash_request_ids, request_preempted};
     #[pymodule_export]
-    use crate::extract::requests::{before_add_request, before_free_request, hash_request_ids, request_preempted};
+    use crate::extract::scheduler::SchedulerBooks;
     #[pymodule_export]
-    use crate::extract::scheduler::{
-        SchedulerBooks, after_schedule, after_update_from_output, before_update_from_output,
-    };
+    use crate::extract::worker::Dispatch;
     #[pymodule_export]
-    use crate::extract::worker::{Dispatch, before_execute_model};
+    use crate::extractor::Extractor;
     #[pymodule_export]
     use crate::garbage::on_garbage_collection;
     #[pymodule_export]
@@ -54,6 +53,9 @@ mod _native {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::failure::silence_panics();
         module.add("Hook", crate::hook::make_type(module.py())?)?;
+        for (name, function) in crate::extractor::EXTRACTORS {
+            module.add(*name, Extractor::new(name, *function))?;
+        }
         module.add("STEP", crate::extract::STEP)?;
         module.add("BOOKS", crate::extract::BOOKS)?;
         for (name, value) in crate::hook::CONSTANTS {

@@ -34,7 +34,12 @@ def _collector(pool: Any, name: str) -> _native.KvCacheCollector | None:
         return None
     blocks = int(pool.num_gpu_blocks)
     every = -(-blocks // _MOST_FOLLOWED)
-    collector = _native.KvCacheCollector(name, blocks, every, pool.metrics_collector)
+    theirs = pool.metrics_collector
+    collector = (
+        _native.KvCacheCollector(name, blocks, every)
+        if theirs is None
+        else _native.KvCacheCollectorBeside(name, blocks, every, theirs)
+    )
     pool.metrics_collector = collector
     return collector
 

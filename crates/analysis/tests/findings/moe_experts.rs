@@ -102,5 +102,8 @@ fn what_is_not_there_or_too_little_is_said() {
     let mut dense = Server::new();
     dense.steps(200, DECODE);
     assert_eq!(reason(&dense), ("no expert was counted".to_owned(), false));
-    assert_eq!(reason(&counting(&[&[99; 4]])), ("99 activations for each expert, 100 are needed".to_owned(), true));
+    assert_eq!(
+        reason(&counting(&[&[99; 4]])),
+        ("99 activations for each expert, 100 are needed".to_owned(), true)
+    );
 }
