@@ -19,8 +19,9 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::calls::{
-        add_role, close, cuda_counters, cuda_driver_version, fact, is_open, limits, new_session_name, open,
-        sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda, worker_step, write_span,
+        add_role, close, command_line, cuda_counters, cuda_driver_version, fact, is_open, limits,
+        new_session_name, open, sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda,
+        without_secrets, worker_step, write_span,
     };
     #[pymodule_export]
     use crate::extract::front_end::{after_process_outputs, before_process_outputs, before_processor_add_request};
