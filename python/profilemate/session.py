@@ -229,7 +229,8 @@ _SETTINGS = {
 def _note_config(vllm_config: Any) -> None:
     model = getattr(getattr(vllm_config, "model_config", None), "model", None)
     if isinstance(model, str):
-        _native.fact("model", model)
+        # It may be a URL.
+        _native.fact("model", _native.without_secrets(model))
     for part, names in _SETTINGS.items():
         config = getattr(vllm_config, part, None)
         for name in names:
@@ -241,35 +242,10 @@ def _note_config(vllm_config: Any) -> None:
                 _native.fact(f"setting:{name.lstrip('_')}", str(value))
 
 
-#: Words in the name of an option whose value is nobody's business.
-_SECRET_WORDS = ("key", "token", "secret", "password", "credential", "auth")
-#: Options that have such a word in their name and a harmless value.
-_NOT_SECRET = ("max-num-batched-tokens", "tokenizer", "max-tokens", "token-ids", "num-tokens")
-
-
-def command_without_secrets(arguments: list[str]) -> str:
-    """A command line with the values of secret options, and of `NAME=value` words with such names, removed."""
-    shown: list[str] = []
-    hide_next = False
-    for argument in arguments:
-        if hide_next and not argument.startswith("-"):
-            # Options such as --api-key take several values.
-            shown.append("***")
-            continue
-        name, equals, _ = argument.partition("=")
-        plain = name.lstrip("-").lower().replace("_", "-")
-        looks_secret = any(word in plain for word in _SECRET_WORDS) and not any(
-            harmless in plain for harmless in _NOT_SECRET
-        )
-        is_option = argument.startswith("-")
-        hide_next = is_option and looks_secret and not equals
-        shown.append(f"{name}=***" if looks_secret and equals else argument)
-    return " ".join(shown)
-
-
 def note_command() -> None:
     """Notes how this process was started."""
-    _native.fact("command", command_without_secrets(list(getattr(sys, "orig_argv", sys.argv))))
+    words = [str(word).encode("utf-8", "replace").decode() for word in getattr(sys, "orig_argv", sys.argv)]
+    _native.fact("command", _native.command_line(words))
 
 
 def _cuda() -> Any:

@@ -29,6 +29,18 @@ pub(crate) fn settings(py: Python<'_>) -> PyResult<(Bound<'_, PyDict>, Vec<Strin
     Ok((values, problems.iter().map(ToString::to_string).collect()))
 }
 
+/// A command as one line, without its secrets.
+#[pyfunction]
+pub(crate) fn command_line(words: Vec<String>) -> String {
+    profilemate_redact::command_line(words.iter().map(String::as_str))
+}
+
+/// A text without its secrets.
+#[pyfunction]
+pub(crate) fn without_secrets(text: &str) -> String {
+    profilemate_redact::text(text)
+}
+
 /// A name for a new session folder.
 #[pyfunction]
 pub(crate) fn new_session_name() -> String {

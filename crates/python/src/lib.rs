@@ -23,9 +23,9 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::calls::{
-        add_role, close, cuda_counters, cuda_driver_version, encoder_input, fact, is_open, limits,
+        add_role, close, command_line, cuda_counters, cuda_driver_version, encoder_input, fact, is_open, limits,
         new_session_name, open, sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda,
-        worker_step, write_span,
+        without_secrets, worker_step, write_span,
     };
     #[pymodule_export]
     use crate::device::load_device_code;

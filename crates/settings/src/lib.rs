@@ -222,10 +222,18 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Values come from outside: no control character of theirs reaches a terminal.
+        // Values come from outside, and so do a file's keys: no control character of theirs reaches a terminal.
         let value: String = self.value.chars().take(80).flat_map(char::escape_default).collect();
-        write!(f, "{}=\"{value}\" {}; using {}", self.source, self.reason, self.used)
+        write!(f, "{}=\"{value}\" {}; using {}", seen(&self.source), seen(&self.reason), seen(&self.used))
     }
+}
+
+/// The text with control characters written out.
+fn seen(text: &str) -> String {
+    let letter = |letter: char| {
+        if letter.is_control() { letter.escape_default().collect() } else { String::from(letter) }
+    };
+    text.chars().map(letter).collect()
 }
 
 /// A value of a setting.
@@ -292,10 +300,18 @@ pub struct Settings {
 impl Settings {
     /// Resolves every setting from `variable` (a look-up of environment variables) and the configuration file.
     pub fn load(variable: impl Fn(&str) -> Option<String>) -> (Self, Vec<Problem>) {
+        Self::load_with(variable, |path| std::fs::read_to_string(path))
+    }
+
+    /// The same with `read` in place of the file system.
+    pub fn load_with(
+        variable: impl Fn(&str) -> Option<String>,
+        read: impl Fn(&str) -> std::io::Result<String>,
+    ) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let file = variable(CONFIG_VARIABLE)
             .filter(|path| !path.is_empty())
-            .map(|path| (read_file(&path, &mut problems), path));
+            .map(|path| (parse_file(read(&path), &path, &mut problems), path));
         let values =
             SETTINGS.iter().map(|setting| resolve(setting, &variable, file.as_ref(), &mut problems)).collect();
         (Self { values }, problems)
@@ -385,14 +401,14 @@ fn resolve(
     (value, set)
 }
 
-fn read_file(path: &str, problems: &mut Vec<Problem>) -> toml::Table {
+fn parse_file(text: std::io::Result<String>, path: &str, problems: &mut Vec<Problem>) -> toml::Table {
     let problem = |reason: String| Problem {
         source: CONFIG_VARIABLE.to_owned(),
         value: path.to_owned(),
         reason,
         used: "the environment and the defaults".to_owned(),
     };
-    let text = match std::fs::read_to_string(path) {
+    let text = match text {
         Ok(text) => text,
         Err(error) => {
             problems.push(problem(format!("cannot be read ({error})")));
