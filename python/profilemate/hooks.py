@@ -47,10 +47,34 @@ class HookSpec:
     timing: str | None = None
     #: Not there in every version: its absence is not worth a word.
     optional: bool = False
+    #: What vLLM does instead in the versions that do not have it, and what that costs the user.
+    without: str = ""
+    #: Put in place only where the hook of this name finds nothing.
+    instead_of: str = ""
 
     def modules(self) -> set[str]:
         """The modules that it may be in."""
         return {place.partition(":")[0] for place in self.places}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a probe reads of a class of vLLM, or of the arguments of a function.
+
+    Said for `profilemate doctor` and the table of versions (`docs/versions.md`), which check it against vLLM's sources;
+    nothing that records looks at it.
+    """
+
+    #: `module:Class`, or `module:function()` for its parameters and variables: where it may be, in the order of
+    #: preference.
+    owners: tuple[str, ...]
+    names: tuple[str, ...]
+    #: Semantic names of the hooks in which it is read; one of them must be attached for it to be read at all.
+    hooks: tuple[str, ...]
+    #: One of the names is enough: they are what it was called in different versions.
+    one_of: bool = False
+    #: What it costs the user where a version does not have it. Empty: every version has it, or the hook fails.
+    without: str = ""
 
 
 @dataclass

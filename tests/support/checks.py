@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,16 @@ def grouped(rows: Iterable[Row], key: str, value: str) -> dict[str, list[float]]
     for row in rows:
         groups[row[key]].append(float(row[value]))
     return groups
+
+
+#: pytest's fixture: what it is given stands in the report.
+Record = Callable[[str, object], None]
+
+
+def same(record_property: Record, name: str, ours: float, theirs: float) -> None:
+    """Our number is vLLM's; both are kept in the report of the tests, where `scripts/version_runs.sh` reads them."""
+    record_property(name, f"{ours:g} = {theirs:g}")
+    assert ours == theirs, name
 
 
 def close(expected: Any) -> Any:

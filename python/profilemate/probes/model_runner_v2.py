@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from profilemate import _native
 from profilemate.hooks import HookSpec
-from profilemate.probes.model_runner import output_hook, sample_tokens_hooks
+from profilemate.probes.model_runner import NO_V2, output_hook, sample_tokens_hooks
 
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
@@ -28,6 +28,7 @@ HOOKS = (
         closes_step=True,
         before=_native.before_execute_model,
         optional=True,
+        without=NO_V2,
     ),
     HookSpec(
         name="model_runner_v2.forward_begins",
@@ -38,6 +39,8 @@ HOOKS = (
         marks=_native.MARK_FORWARD_BEGINS,
         everywhere=True,
         optional=True,
+        without="before vLLM 0.15 the V2 model runner, which has to be asked for there, tells nobody that its forward "
+        "pass begins: with it, forward_pass_timing.csv is missing",
     ),
     HookSpec(
         name="model_runner_v2.sample",
@@ -48,6 +51,7 @@ HOOKS = (
         marks=_native.MARK_SAMPLE_FOLLOWS,
         span="sampling",
         optional=True,
+        without=NO_V2,
     ),
     HookSpec(
         name="model_runner_v2.postprocess",
@@ -56,6 +60,7 @@ HOOKS = (
         lane=_native.WORKER,
         span="bookkeeping",
         optional=True,
+        without=NO_V2,
     ),
     *sample_tokens_hooks("model_runner_v2.sample_tokens", f"{_V2}.sample_tokens"),
     HookSpec(
@@ -65,5 +70,6 @@ HOOKS = (
         lane=_native.WORKER,
         span="dummy_run",
         optional=True,
+        without=NO_V2,
     ),
 )

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from profilemate import _native, session
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.probes import encoder, moe_experts
 from profilemate.probes.engine_core import data_parallel_rank
+from profilemate.probes.model_runner import FORWARD
 from profilemate.session import hook_override
 from profilemate.settings import settings
 
@@ -34,14 +35,27 @@ _NEEDS = {
 }
 
 
+def _hook_model(runner: Any) -> set[str]:
+    """Hooks the model itself, where the runner has no method that calls it. Returns the modules that are hooked in."""
+    model = type(runner.model)
+    # What replays graphs, and a model that is compiled as a whole, is called; of others torch calls `forward`.
+    is_called = any("__call__" in vars(base) for base in model.__mro__ if base.__module__.startswith("vllm."))
+    hook_override(FORWARD, model, "__call__" if is_called else "forward")
+    return {base.__module__ for base in model.__mro__}
+
+
 def _after_load_model(_result: Any, worker: Any) -> None:
     runner = type(worker.model_runner)
     # Hooks on a runner of another family are never called. V2's are not all on the runner, but beside it.
     modules = {base.__module__ for base in runner.__mro__}
     if any(module.startswith("vllm.v1.worker.gpu.") for module in modules):
         modules |= {"vllm.v1.worker.gpu.kv_connector", "vllm.v1.worker.gpu.cudagraph_utils"}
+    elif FORWARD.name in session.ATTACHED.absent and any(settings()[profiler] for profiler in FORWARD.profilers):
+        modules |= _hook_model(worker.model_runner)
     for profiler, hooks in _NEEDS.items():
-        places = [place for hook in hooks for place in session.ATTACHED.places.get(hook, ())]
+        places = [
+            place for hook, at in session.ATTACHED.places.items() if hook.partition(" ")[0] in hooks for place in at
+        ]
         if any(place.partition(":")[0] in modules for place in places):
             session.note_profiler(profiler, "on")
         else:
@@ -128,5 +142,27 @@ HOOKS = (
         lane=_native.WORKER,
         span="dummy_batch",
         everywhere=True,
+    ),
+)
+
+READS = (
+    Reads(("vllm.v1.worker.gpu_model_runner:GPUModelRunner",), ("model",), ("model_runner.execute_model",)),
+    Reads(("vllm.v1.worker.gpu_worker:Worker.__init__()",), ("vllm_config", "rank"), ("worker.init",)),
+    Reads(("vllm.config:ParallelConfig",), ("world_size",), ("worker.init",)),
+    Reads(("vllm.v1.worker.gpu_worker:Worker",), ("model_runner",), ("worker.load_model",)),
+    Reads(
+        ("vllm.v1.worker.gpu.model_runner:GPUModelRunner",),
+        ("speculator",),
+        ("model_runner_v2.execute_model",),
+        without="the V2 runner drafts no tokens there",
+    ),
+    Reads(
+        (
+            "vllm.v1.worker.gpu.spec_decode.speculator:BaseSpeculator",
+            "vllm.v1.worker.gpu.spec_decode.eagle.speculator:EagleSpeculator",
+            "vllm.v1.worker.gpu.spec_decode.eagle:EagleSpeculator",
+        ),
+        ("propose",),
+        ("model_runner_v2.execute_model",),
     ),
 )
