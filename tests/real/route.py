@@ -91,7 +91,7 @@ def spread_gates(model: Any) -> None:
         gate: Any = getattr(module, "gate", None)
         layer = getattr(getattr(module, "experts", None), "layer_id", None)
         if gate is not None and layer is not None:
-            gate.weight.copy_((1000 * gate.weight).roll(layer + 1, 0))
+            gate.weight.copy_((1e6 * gate.weight).roll(layer + 1, 0))
 
 
 def prompt(length: int) -> TokensPrompt:
