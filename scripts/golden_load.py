@@ -88,13 +88,14 @@ def prefill(model: str) -> None:
     llm.generate(prompts, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), use_tqdm=False)
 
 
-def spread_gates(model: Any) -> None:
-    """Random gates are so small that all tokens go the same way, and the same in every layer."""
+def spread_tokens(model: Any) -> None:
+    """With random weights, correction biases are so much larger than what gates say that all tokens go the same way,
+    and they are the same in every layer: they are made smaller, and turned by the layer's index."""
     for module in model.modules():
-        gate: Any = getattr(module, "gate", None)
+        bias = getattr(getattr(module, "gate", None), "e_score_correction_bias", None)
         layer = getattr(getattr(module, "experts", None), "layer_id", None)
-        if gate is not None and layer is not None:
-            gate.weight.copy_((1000 * gate.weight).roll(layer, 0))
+        if bias is not None and layer is not None:
+            bias.copy_((1e-3 * bias).roll(layer, 0))
 
 
 def experts(model: str) -> None:
@@ -110,7 +111,7 @@ def experts(model: str) -> None:
         max_num_seqs=8,
         max_num_batched_tokens=256,
     )
-    llm.apply_model(spread_gates)
+    llm.apply_model(spread_tokens)
     prompts = [TokensPrompt(prompt_token_ids=prompt(40 + 23 * n, n)) for n in range(8)]
     llm.generate(prompts, SamplingParams(temperature=0, max_tokens=48, ignore_eos=True), use_tqdm=False)
 

@@ -7,7 +7,7 @@ are some that every attention kernel has.
 
 qwen3-30b-a3b-48l   the shape of Qwen3-30B-A3B, all 48 layers: 61 GB of weights
 glm4-moe-8l         experts as in DeepSeek-V3 (256 in 8 groups, of which 4 are looked at, top 8, sigmoid, a correction
-                    bias, one shared expert), behind attention that is not DeepSeek's; one dense layer and 7 with experts
+                    bias, one shared expert), behind attention that is not DeepSeek's; one dense layer, 7 with experts
 """
 
 from __future__ import annotations

@@ -84,14 +84,14 @@ class Reference:
         return found
 
 
-def spread_gates(model: Any) -> None:
-    """Random weights are the same in every layer, and so small that all tokens go the same way: gates are made larger,
-    and each layer's is turned by its index."""
+def spread_tokens(model: Any) -> None:
+    """With random weights, correction biases are so much larger than what gates say that all tokens go the same way,
+    and they are the same in every layer: they are made smaller, and turned by the layer's index."""
     for module in model.modules():
-        gate: Any = getattr(module, "gate", None)
+        bias = getattr(getattr(module, "gate", None), "e_score_correction_bias", None)
         layer = getattr(getattr(module, "experts", None), "layer_id", None)
-        if gate is not None and layer is not None:
-            gate.weight.copy_((1000 * gate.weight).roll(layer + 1, 0))
+        if bias is not None and layer is not None:
+            bias.copy_((1e-3 * bias).roll(layer, 0))
 
 
 def prompt(length: int) -> TokensPrompt:
@@ -114,7 +114,7 @@ def main() -> None:
         max_num_batched_tokens=MAX_TOKENS,
         enable_prefix_caching=False,
     )
-    llm.apply_model(spread_gates)
+    llm.apply_model(spread_tokens)
     greedy = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     prompts = [prompt(length) for length in PROMPT_LENGTHS]
     rounds = [[each] for each in prompts] + [prompts]

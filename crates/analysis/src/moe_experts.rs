@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use profilemate_session::record::{Counted, ExpertCounts, ExpertLoad, WEIGHT_BINS, expert_counting, pairs};
-use profilemate_session::{Component, Event, Payload, Session};
+use profilemate_session::{Component, Event, Name, Payload, Session};
 
 /// Pairs are counted for layers of at most so many experts: the counts of a layer take 16 MiB then.
 const MOST_EXPERTS_WITH_PAIRS: usize = 2048;
@@ -124,6 +124,8 @@ pub(crate) struct Collector {
     pending: BTreeMap<(usize, u16), Pending>,
     layers: BTreeMap<u16, LayerLoad>,
     incomplete: u64,
+    /// Whether there was a forward pass for requests.
+    has_work: bool,
 }
 
 fn add(sums: &mut [u64], counts: &ExpertCounts) {
@@ -162,7 +164,10 @@ impl Collector {
                 }
                 None
             }
-            _ => None,
+            _ => {
+                self.has_work |= event.name == Name::Forward;
+                None
+            }
         }
     }
 
@@ -214,9 +219,13 @@ impl Collector {
         blind.retain(|layer, _| !self.layers.contains_key(layer));
         let watched = session.logs.iter().filter_map(|log| log.head.fact("moe_layers"));
         for layer in watched.flat_map(|layers| layers.split(',')).filter_map(|layer| layer.parse().ok()) {
-            if !self.layers.is_empty() && !self.layers.contains_key(&layer) {
-                blind.entry(layer).or_insert_with(|| "its router was not heard of while others were".to_owned());
-            }
+            let why = match (self.layers.is_empty(), self.has_work) {
+                (false, _) if self.layers.contains_key(&layer) => continue,
+                (false, _) => "its router was not heard of while others were",
+                (true, true) => "killed within the first interval, or its router is not asked",
+                (true, false) => continue,
+            };
+            blind.entry(layer).or_insert_with(|| why.to_owned());
         }
         Summary {
             layers: self.layers.into_values().collect(),

@@ -134,6 +134,16 @@ fn layers_that_were_not_seen_are_named_unless_another_worker_saw_them() {
 }
 
 #[test]
+fn work_of_which_nothing_was_counted_is_explained() {
+    let mut log = worker(0);
+    log.fact("moe_layers", "4");
+    assert_eq!(analyzed(&[&log]).1.blind, [], "nobody asked for anything");
+    log.span(1_000, 100, 1, "forward", (1, 0), "");
+    let blind = analyzed(&[&log]).1.blind;
+    assert_eq!(blind, [(4, "killed within the first interval, or its router is not asked".to_owned())]);
+}
+
+#[test]
 fn hostile_records_are_counted_as_far_as_they_go() {
     let mut log = worker(0);
     // Counts without a load, a load of no expert, a load with more activations than come, counts beyond the experts.

@@ -22,10 +22,12 @@ fn copy(name: &str) -> (tempfile::TempDir, PathBuf) {
     (folder, session)
 }
 
-/// The files at the top of a session folder.
+/// The files at the top of a session folder and in that of the experts.
 fn files(session: &Path) -> BTreeMap<String, String> {
+    let experts = fs::read_dir(session.join("moe_expert_tracking")).into_iter().flatten();
     fs::read_dir(session)
         .unwrap()
+        .chain(experts)
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.is_file())
         .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(&path).unwrap()))

@@ -358,11 +358,17 @@ def _gpu_binder(placement: _Placement, weights: bool) -> Callable[[int, Layer], 
     """Has kernels launched where routers choose: once for a graph that is captured, and in each pass without one."""
 
     def teller(place: int, kinds: dict[str, str], may_fork: bool, held: list[Any]) -> Told:
+        # By torch's own objects, of which a router uses one: making their names takes a microsecond.
+        seen: dict[Any, str] = {}
+
         def told(tensor: Any) -> None:
             try:
-                kind = kinds.get(str(tensor.dtype))
+                kind = seen.get(tensor.dtype)
                 if kind is None:
-                    raise BlindError(f"a tensor of {tensor.dtype}")
+                    kind = kinds.get(str(tensor.dtype))
+                    if kind is None:
+                        raise BlindError(f"a tensor of {tensor.dtype}")
+                    seen[tensor.dtype] = kind
                 rows, columns = tensor.shape
                 first_row, first_token = placement.of(rows)
                 tensor = tensor.contiguous()
