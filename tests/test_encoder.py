@@ -24,7 +24,7 @@ class SupportsMultiModal:
     supports_multimodal = True
     def _mark_tower_model(self, vllm_config, modalities): pass
 """
-#: Models, and a layer of attention. An image takes an encoder 5 ms, a sound 8 ms, and a layer's cross-attention 0.25 ms.
+#: Models, and a layer of attention. An image takes an encoder 5 ms, a sound 8 ms, a layer's cross-attention 0.25 ms.
 MODELS = (
     MODE
     + """
@@ -47,7 +47,8 @@ class Vision(SupportsMultiModal, Module):
         self._mark_tower_model(None, {"image", "video"})
         self._tower_model_names, self._language_model_names = ["visual"], ["language_model"]
     def get_mm_mapping(self):
-        return types.SimpleNamespace(language_model=["language_model"], connector=["visual.merger"], tower_model=["visual."])
+        parts = {"connector": ["visual.merger"], "tower_model": ["visual."]}
+        return types.SimpleNamespace(language_model=["language_model"], **parts)
     def embed_multimodal(self, **given):
         launch(5 * given["pixel_values"])
         return [Tensor(12, 64)] * given["pixel_values"]

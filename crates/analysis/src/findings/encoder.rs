@@ -40,9 +40,7 @@ pub(super) fn judge(answers: &Answers, found: &mut Found) {
     if calls >= LEAST_CALLS {
         takes_time(answers, summary, calls, found);
     }
-    if steps >= LEAST_STEPS {
-        inputs_wait(answers, summary, steps, found);
-    }
+    inputs_wait(answers, summary, steps, found);
 }
 
 /// Encoders take much of the time.
@@ -109,15 +107,23 @@ fn takes_time(answers: &Answers, summary: &Summary, calls: u64, found: &mut Foun
     });
 }
 
+/// Waits of inputs in 100 steps, where they matter. Those of several inputs in one step are told for each.
+fn waiting_pct(summary: &Summary) -> Option<f64> {
+    let steps = summary.rows[Component::Decoder as usize];
+    let inputs = summary.inputs.as_ref().filter(|_| steps >= LEAST_STEPS)?;
+    let waiting_pct = share(inputs.no_room.saturating_add(inputs.no_budget), steps);
+    Some(waiting_pct).filter(|waiting| *waiting >= WAITING_PCT)
+}
+
+/// Whether inputs wait for want of a larger token budget, by which vLLM sizes what encoders may do.
+pub(super) fn wants_budget(answers: &Answers) -> bool {
+    answers.encoder_decoder.as_ref().and_then(waiting_pct).is_some()
+}
+
 /// Inputs wait for room in the encoder cache, or for the encoders.
 fn inputs_wait(answers: &Answers, summary: &Summary, steps: u64, found: &mut Found) {
-    let Some(inputs) = &summary.inputs else { return };
+    let (Some(inputs), Some(waiting_pct)) = (&summary.inputs, waiting_pct(summary)) else { return };
     let waits = inputs.no_room.saturating_add(inputs.no_budget);
-    // Waits of several inputs in one step are told for each.
-    let waiting_pct = share(waits, steps);
-    if waiting_pct < WAITING_PCT {
-        return;
-    }
     let for_room = inputs.no_room > inputs.no_budget;
     let what = if for_room { "room in the encoder cache" } else { "the encoders, which have enough to do" };
     let change = Change::new("--max-num-batched-tokens", Direction::Raise)
