@@ -239,7 +239,7 @@ def _hook_cross_attention(layers: list[Any]) -> str:
         implementation = layer.impl
         if isinstance(getattr(implementation, "forward", None), _native.Hook):
             continue
-        # On the instance: other layers share the class, and inside of a compiled model attention is one opaque operation,
+        # On the instance: other layers share the class. Inside of a compiled model attention is one opaque operation,
         # so this is never traced.
         implementation.forward = _native.Hook(
             implementation.forward,
