@@ -9,6 +9,7 @@
 # CHECK   truth-v2 truth-v2-piecewise truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight two-gpus
 #         moe-exact moe-deepseek moe-cost moe-cost-48
 #         session (records one, with its raw logs, into OUT)
+#         encoder-whisper encoder-qwen3vl encoder-qwen3vl-v2 encoder-qwen3vl-graphs (make their models themselves)
 #
 # The host has Python with the torch that this vLLM was built for. Our extension module and program must have been built
 # and put into python/profilemate (scripts/stage_native.sh).
@@ -61,8 +62,17 @@ check() {
     fi
 }
 
+# made NAME: the folder of a model of scripts/make_models.py.
+made() {
+    local folder=/tmp/profilemate-models
+    mkdir -p "$folder"
+    [[ -d $folder/$1 ]] || python3 scripts/make_models.py "$folder" "$1" >&2
+    echo "$folder/$1"
+}
+
 for name in "$@"; do
     truth=(python3 benches/gpu/truth.py --label "$name" --json "$results" "${until[@]}")
+    encoder=(python3 benches/gpu/encoder.py --label "$name" --json "$results" "${until[@]}")
     cost=(python3 benches/gpu/cost.py "$llama" --label "$name" --json "$results" "${until[@]}")
     experts=(python3 benches/gpu/moe.py)
     of_experts=(--label "$name" --json "$results" --seconds "${LAST_BEGIN:-$((seconds - 60))}")
@@ -88,6 +98,10 @@ for name in "$@"; do
             --gpu-memory 0.92 --output-length 128
         ;;
     two-gpus) check "$name" python3 benches/gpu/two_gpus.py "$llama" --json "$results" ;;
+    encoder-whisper) check "$name" "${encoder[@]}" "$(made whisper-medium)" whisper ;;
+    encoder-qwen3vl) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl ;;
+    encoder-qwen3vl-v2) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl --v2 ;;
+    encoder-qwen3vl-graphs) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl --encoder-graphs ;;
     session) check "$name" python3 benches/gpu/record_session.py "$llama" "$out" ;;
     *) echo "no such check: $name" >&2 && exit 2 ;;
     esac

@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ $# -gt 0 ]] || scripts/setup_venv.sh .venv
 venv=$(cd "${1:-.venv}" && pwd)
 sessions=("${@:2}")
-((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting real_experts)
+((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting real_experts real_vision)
 repository=$PWD
 golden=$repository/crates/session/tests/golden/v1
 logs=$repository/crates/import/tests/logs
@@ -54,8 +54,9 @@ if __name__ == "__main__":
 PYTHON
 chmod +x "$place/bin/vllm"
 cp scripts/golden_load.py "$place/load.py"
-"$place/venv/bin/python" scripts/make_models.py "$place" tiny-llama tiny-glm4moe >/dev/null
+"$place/venv/bin/python" scripts/make_models.py "$place" tiny-llama tiny-glm4moe tiny-qwen3vl >/dev/null
 mv "$place/tiny-llama" "$place/model"
+mv "$place/tiny-qwen3vl" "$place/vision-model"
 
 unset "${!PROFILEMATE_@}" "${!VLLM_@}" PYTHONPATH
 export PATH=$place/bin:$place/venv/bin:$PATH
@@ -154,6 +155,11 @@ for session in "${sessions[@]}"; do
             profilemate run -- python load.py experts "$place/tiny-glm4moe" \
             >"$place/experts.log" 2>&1 || { show_end "$place/experts.log"; fail "the offline run failed"; }
         keep real_experts
+        ;;
+    real_vision)
+        VLLM_ENABLE_V1_MULTIPROCESSING=0 profilemate run -- python load.py vision "$place/vision-model" \
+            >"$place/vision.log" 2>&1 || { show_end "$place/vision.log"; fail "the offline run failed"; }
+        keep real_vision
         ;;
     real_preempting)
         serve real_preempting preempting --max-model-len 512 --max-num-seqs 8 --max-num-batched-tokens 192 \

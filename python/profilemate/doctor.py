@@ -66,6 +66,11 @@ TABLES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         ("cuda_graphs.dispatch", "cuda_graphs.dispatch_v2"),
         ["cuda_graph_captures.csv", "cuda_graph_usage.csv", "cuda_graph_timeline.csv"],
     ),
+    # What a model calls its encoder is known when it is loaded.
+    "encoder_decoder_timing": (
+        ("model_runner.forward", "model_runner_v2.forward_begins"),
+        ["encoder_decoder_timing.csv", "encoder_decoder_summary.json"],
+    ),
 }
 
 

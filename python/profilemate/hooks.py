@@ -94,9 +94,10 @@ class Attached:
         return self._groups.setdefault(name, len(self._groups) + 1)
 
     def attach(self, spec: HookSpec, module: ModuleType) -> str | None:
-        """Attaches a hook in a module that was just imported. Returns the place, or `None` if it is not there."""
+        """Attaches a hook in a module that was just imported. Returns the places there, or `None` if there are none."""
         if spec.name in self.places and not spec.everywhere:
             return None
+        attached: list[str] = []
         for place in spec.places:
             module_name, _, path = place.partition(":")
             if module_name != module.__name__:
@@ -108,6 +109,8 @@ class Attached:
                 continue
             owner, attribute, function = found
             if isinstance(function, _native.Hook):
+                if spec.everywhere:
+                    continue
                 return None
             accumulator = self.objects.get(spec.accumulator) if spec.accumulator else None
             hook = _native.Hook(
@@ -129,8 +132,10 @@ class Attached:
             self.objects[spec.name] = hook
             self.places.setdefault(spec.name, []).append(place)
             self.absent.pop(spec.name, None)
-            return place
-        return None
+            attached.append(place)
+            if not spec.everywhere:
+                break
+        return ", ".join(attached) or None
 
 
 def _find(module: ModuleType, path: str) -> tuple[Any, str, Any] | None:

@@ -144,6 +144,14 @@ fn real_gpu() {
 }
 
 #[test]
+fn real_vision() {
+    // A model with an encoder; the other tables say nothing new.
+    tables_and_summary("real_vision", |file| {
+        file.starts_with("encoder_decoder") || ["breakdown.json", "findings.json", "metadata.json"].contains(&file)
+    });
+}
+
+#[test]
 fn segments_that_changed_places_give_the_same_tables() {
     let (_one, whole) = copy("server");
     tables::write(&Session::open(&whole).unwrap(), &whole).unwrap();

@@ -2,9 +2,9 @@
 
 What the parts are is asked of the model itself, by vLLM's interfaces for multimodal models
 (`vllm/model_executor/models/interfaces.py`). Both model runners (V1: `GPUModelRunner._execute_mm_encoder`, V2:
-`EncoderRunner.execute_mm_encoder`) call the model once for each batch of inputs of one modality, or replay an encoder CUDA
-graph in its place: those two calls are timed. What the scheduler needs encoders for, and what its cache spares it, is told
-by its `EncoderCacheManager` (`vllm/v1/core/encoder_cache_manager.py`).
+`EncoderRunner.execute_mm_encoder`) call the model once for each batch of inputs of one modality, or replay an encoder
+CUDA graph in its place: those two calls are timed. What the scheduler needs encoders for, and what its cache spares it,
+is told by its `EncoderCacheManager` (`vllm/v1/core/encoder_cache_manager.py`).
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ def _hook_encoder(model: Any) -> bool:
     else:
         return False
     inner = getattr(model, "model", None)
-    # 0.11 calls the encoder of an encoder-decoder model inside of the forward pass. What torch.compile has taken is left alone.
+    # 0.11 calls the encoder of an encoder-decoder model inside of the forward pass. What torch.compile has taken is
+    # left alone.
     if hasattr(type(inner), "get_encoder_outputs") and getattr(inner, "do_not_compile", True):
         hook_override(_CALL, type(inner), "get_encoder_outputs")
     return True
@@ -238,8 +239,8 @@ def _hook_cross_attention(layers: list[Any]) -> str:
         implementation = layer.impl
         if isinstance(getattr(implementation, "forward", None), _native.Hook):
             continue
-        # On the instance: other layers share the class, and inside of a compiled model attention is one opaque operation, so
-        # this is never traced.
+        # On the instance: other layers share the class. Inside of a compiled model attention is one opaque operation,
+        # so this is never traced.
         implementation.forward = _native.Hook(
             implementation.forward,
             "encoder.cross_attention",
@@ -313,7 +314,8 @@ def _note_input(request: Any, input_id: int) -> None:
 
 
 def _before_check(manager: Any, request: Any, input_id: int, *_args: Any, **_kwargs: Any) -> None:
-    # It is asked again in each step that computes a part of the same input, and when the request could not be scheduled.
+    # It is asked again in each step that computes a part of the same input, and when the request could not be
+    # scheduled.
     of_request = getattr(manager, "request_cached_ids", None)
     if of_request is not None:
         _Seen.is_new = input_id not in of_request.get(request.request_id, ())

@@ -11,6 +11,7 @@
 pub mod batches;
 pub mod capture_sizes;
 pub mod cuda_graphs;
+pub mod encoder;
 pub mod garbage;
 pub mod host;
 pub mod kv_cache;
@@ -37,6 +38,8 @@ pub enum Subject {
     KvCache,
     /// CUDA graphs.
     CudaGraphs,
+    /// Encoders of images and sound.
+    Encoder,
     /// What the host does between steps.
     Host,
     /// Pauses of Python's garbage collector.
@@ -55,6 +58,7 @@ impl Subject {
         Self::Preemption,
         Self::KvCache,
         Self::CudaGraphs,
+        Self::Encoder,
         Self::Host,
         Self::GarbageCollection,
         Self::Ranks,
@@ -69,6 +73,7 @@ impl Subject {
             Self::Preemption => "preemption",
             Self::KvCache => "kv_cache",
             Self::CudaGraphs => "cuda_graphs",
+            Self::Encoder => "encoder",
             Self::Host => "host",
             Self::GarbageCollection => "garbage_collection",
             Self::Ranks => "ranks",
@@ -310,6 +315,7 @@ pub fn find(answers: &Answers) -> Findings {
     queue::judge(answers, &mut found);
     preemption::judge(answers, &mut found);
     cuda_graphs::judge(answers, &mut found);
+    encoder::judge(answers, &mut found);
     host::judge(answers, &mut found);
     garbage::judge(answers, &mut found);
     ranks::judge(answers, &mut found);

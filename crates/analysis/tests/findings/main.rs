@@ -8,6 +8,7 @@ mod common;
 
 mod batches;
 mod cuda_graphs;
+mod encoder;
 mod garbage;
 mod host;
 mod kv_cache;
