@@ -4,7 +4,7 @@
 //! Where a header is damaged the name says which log it was, and the records' own checksums say what is left.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -150,7 +150,7 @@ fn segment_name(name: &str) -> Option<(&str, u64)> {
 type Header = Option<Result<SegmentHeader, FormatError>>;
 
 fn read_segment_header(path: &Path) -> io::Result<(u64, Header, Option<FormatError>)> {
-    let file = File::open(path)?;
+    let file = crate::reader::open(path)?;
     let length = file.metadata()?.len();
     let mut bytes = Vec::with_capacity(HEADER_BYTES);
     file.take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
@@ -242,7 +242,7 @@ fn open_log(path: &Path, stem: &str, survey: &mut Survey) -> Result<Option<Log>,
 
 fn read_head(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_HEAD_BYTES).read_to_end(&mut bytes)?;
+    crate::reader::open(path)?.take(MAX_HEAD_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

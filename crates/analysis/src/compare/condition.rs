@@ -63,7 +63,9 @@ const MOST_TYPOS: usize = 3;
 
 /// The names that somebody may have meant.
 fn like(name: &str) -> Vec<String> {
-    let family = |name: &str| name.split('.').next().unwrap_or("").to_owned();
+    fn family(name: &str) -> &str {
+        name.split('.').next().unwrap_or("")
+    }
     let all: Vec<String> = Metric::all().into_iter().map(Metric::name).collect();
     let of_family: Vec<String> = all.iter().filter(|known| family(known) == family(name)).cloned().collect();
     if !of_family.is_empty() {
