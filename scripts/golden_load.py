@@ -3,6 +3,7 @@
     python golden_load.py decode PORT MODEL          short prompts and long answers, from a server that has room
     python golden_load.py preempting PORT MODEL      more than the KV cache of the server holds
     python golden_load.py prefill MODEL              long prompts and short answers, offline, all in this process
+    python golden_load.py sampling MODEL             the same prompts, sampled in several ways, offline
 
 Prompts are token ids counted out, so every recording is of the same work.
 """
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 LIMIT_SECONDS = 600
 
@@ -86,11 +88,37 @@ def prefill(model: str) -> None:
     llm.generate(prompts, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), use_tqdm=False)
 
 
+def sampling(model: str) -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    llm = LLM(
+        model,
+        dtype="float32",
+        load_format="dummy",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=8,
+    )
+    prompts = [TokensPrompt(prompt_token_ids=prompt(20 + n, n)) for n in range(8)]
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"temperature": 1.5},
+        {"temperature": 1.5, "top_k": 40, "top_p": 0.95},
+        {"temperature": 0, "presence_penalty": 0.5, "repetition_penalty": 1.3},
+        {"temperature": 0, "logprobs": 10},
+    ]
+    for way in ways:
+        # The first time, kernels are compiled.
+        for tokens in (2, 36):
+            llm.generate(prompts, SamplingParams(**way, max_tokens=tokens, ignore_eos=True), use_tqdm=False)
+
+
 def main() -> None:
     what, *arguments = sys.argv[1:]
-    if what == "prefill":
+    if what in ("prefill", "sampling"):
         (model,) = arguments
-        prefill(model)
+        {"prefill": prefill, "sampling": sampling}[what](model)
         return
     port, model = arguments
     {"decode": decode, "preempting": preempting}[what](int(port), model)

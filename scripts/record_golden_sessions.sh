@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Records the golden sessions that are of real vLLM runs on the CPU, and vLLM's own log of two of them, anew.
 #
-#   scripts/record_golden_sessions.sh [VENV [SESSION...]]      # default: .venv, and real_decode real_prefill real_preempting
+#   scripts/record_golden_sessions.sh [VENV [SESSION...]]      # default: .venv, and all of them
 #
 # .venv is set up if it is not; another one is taken as it is, with the vLLM and the ProfileMate in it. Snapshots of what is
 # made of the sessions change with every recording: write them anew with `INSTA_UPDATE=always cargo test --workspace`, and
@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ $# -gt 0 ]] || scripts/setup_venv.sh .venv
 venv=$(cd "${1:-.venv}" && pwd)
 sessions=("${@:2}")
-((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting)
+((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting real_sampling)
 repository=$PWD
 golden=$repository/crates/session/tests/golden/v1
 logs=$repository/crates/import/tests/logs
@@ -142,10 +142,10 @@ for session in "${sessions[@]}"; do
     real_decode)
         serve real_decode decode --max-model-len 1024 --max-num-seqs 32 --max-num-batched-tokens 512
         ;;
-    real_prefill)
-        VLLM_ENABLE_V1_MULTIPROCESSING=0 profilemate run -- python load.py prefill "$place/model" \
-            >"$place/prefill.log" 2>&1 || { show_end "$place/prefill.log"; fail "the offline run failed"; }
-        keep real_prefill
+    real_prefill | real_sampling)
+        VLLM_ENABLE_V1_MULTIPROCESSING=0 profilemate run -- python load.py "${session#real_}" "$place/model" \
+            >"$place/offline.log" 2>&1 || { show_end "$place/offline.log"; fail "the offline run failed"; }
+        keep "$session"
         ;;
     real_preempting)
         serve real_preempting preempting --max-model-len 512 --max-num-seqs 8 --max-num-batched-tokens 192 \

@@ -62,6 +62,7 @@ V1 = (
 class Descriptor:
     def __init__(self, num_tokens):
         self.num_tokens, self.num_reqs, self.uniform, self.has_lora = num_tokens, 8, True, False
+def apply_grammar_bitmask(scheduler_output, grammar_output, input_batch, logits): launch(0.0625)
 class GPUModelRunner:
     def capture_model(self):
         self._dummy_run(8, cudagraph_runtime_mode=FULL, uniform_decode=True)
@@ -82,6 +83,8 @@ class GPUModelRunner:
     def _bookkeeping_sync(self): pass
     def propose_draft_token_ids(self): launch(0.125)
     def sample_tokens(self, grammar_output):
+        if grammar_output is not None:
+            apply_grammar_bitmask(None, grammar_output, self.input_batch, None)
         self._sample(); self._bookkeeping_sync(); self.propose_draft_token_ids()
 class AsyncGPUModelRunnerOutput:
     def get_output(self): pass
@@ -111,12 +114,17 @@ class GPUModelRunner:
         dispatch_cg_and_sync_dp(scheduler_output.total_num_scheduled_tokens)
         self.kv_connector.pre_forward(scheduler_output)
         launch(3)
-    def sample(self): launch(0.25)
+    def sample(self, hidden_states, input_batch, grammar_output): launch(0.25)
     def postprocess_sampled(self): pass
+    input_batch = sampler = None
     def sample_tokens(self, grammar_output):
-        self.sample(); self.postprocess_sampled(); launch(0.125)
+        self.sample(None, self.input_batch, grammar_output); self.postprocess_sampled(); launch(0.125)
 """
 )
+V2_SAMPLER = """
+class Sampler:
+    def add_request(self, req_idx, sampling_params): pass
+"""
 RUN = """
 import types, torch
 from vllm.v1.worker.gpu_worker import Worker
@@ -134,7 +142,7 @@ for step in range(1, {steps} + 1):
         profilemate_step=step, total_num_scheduled_tokens=tokens, num_scheduled_tokens={{"a": tokens}})
     fake.fake_advance(2_000_000)
     worker.model_runner.execute_model(output)
-    worker.model_runner.sample_tokens(None)
+    worker.model_runner.sample_tokens(getattr(worker.model_runner, "grammar", None))
     fake.fake_advance(10_000_000)
 from profilemate import _native
 print(_native.cuda_counters())
@@ -156,6 +164,7 @@ def make_fake(folder: Path) -> None:
         "vllm/v1/worker/gpu_model_runner.py": V1,
         "vllm/v1/worker/gpu/kv_connector.py": V2_CONNECTOR,
         "vllm/v1/worker/gpu/model_runner.py": V2,
+        "vllm/v1/worker/gpu/sample/sampler.py": V2_SAMPLER,
     }
     for name, text in modules.items():
         file = folder / name
@@ -313,6 +322,106 @@ for number in range(7, 10): step(number)
     assert metadata(session)["probe_errors"] == 0
 
 
+#: The sets and dicts of an `InputBatch`, with other counts in each.
+V1_BATCH = """
+def ids(count): return {str(i) for i in range(count)}
+def of(**more): return types.SimpleNamespace(**more)
+GPUModelRunner.num_prompt_logprobs = {}
+GPUModelRunner.grammar = of(structured_output_request_ids=["0", "1"])
+GPUModelRunner.input_batch = of(
+    req_id_to_index=dict.fromkeys(ids(9)), greedy_reqs=ids(4), top_k_reqs=ids(3), top_p_reqs=ids(2),
+    frequency_penalties_reqs={"0", "1"}, presence_penalties_reqs={"1", "2"}, repetition_penalties_reqs=set(),
+    num_logprobs={"0": 5}, logprob_token_ids={}, bad_words_token_ids={}, has_allowed_token_ids=ids(1),
+    generators={2: 0}, sampling_metadata=of(max_num_logprobs=5),
+    logitsprocs=of(
+        argmax_invariant=[of(min_p_count=6)], non_argmax_invariant=[of(biases={0: {}}), of(min_toks={})]))
+"""
+#: The same by slots, known from the second step on. Of two that want a prompt's log probabilities, one is in its
+#: prompt.
+V2_BATCH = """
+import array
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+GPUModelRunner.sampler = sampler = Sampler()
+GPUModelRunner.grammar = types.SimpleNamespace(structured_output_request_ids=["0", "1"])
+def asks(slot, **asked):
+    usual = dict(
+        temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, presence_penalty=0.0, frequency_penalty=0.0,
+        repetition_penalty=1.0, logprobs=None, prompt_logprobs=None, logit_bias=None, bad_words=[],
+        allowed_token_ids=None, min_tokens=0, seed=None)
+    sampler.add_request(slot, types.SimpleNamespace(**{**usual, **asked}))
+def add_requests():
+    for slot in range(9):
+        first = slot == 0
+        asks(slot, temperature=float(slot >= 4), top_k=20 * (slot < 3), top_p=1.0 - (slot < 2) / 10,
+            seed=1 if slot == 7 else None, min_p=(slot < 6) / 10, presence_penalty=(slot < 2) / 2,
+            repetition_penalty=1 + (slot == 2) / 2, logprobs=5 if first else None,
+            prompt_logprobs=1 if slot > 6 else None, logit_bias={1: 1} if first else None,
+            allowed_token_ids=[1] if first else None)
+    GPUModelRunner.input_batch = types.SimpleNamespace(
+        idx_mapping_np=array.array("i", [8, 7, 6, 5, 4, 3, 2, 1, 0]), is_prefilling_np=array.array("b", [1] + 8 * [0]))
+begun = GPUModelRunner.execute_model
+def execute_model(self, output):
+    if output.profilemate_step == 2: add_requests()
+    return begun(self, output)
+GPUModelRunner.execute_model = execute_model
+"""
+ASKED = {
+    "greedy": "4",
+    "random": "5",
+    "top_k": "3",
+    "top_p": "2",
+    "min_p": "6",
+    "penalties": "3",
+    "logprobs": "1",
+    "most_logprobs": "5",
+    "prompt_logprobs": "0",
+    "structured_output": "2",
+    "logit_bias": "1",
+    "bad_words": "0",
+    "allowed_token_ids": "1",
+    "min_tokens": "0",
+    "seeded": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("runner", "known_from", "sampling_ms", "asked"),
+    [
+        # A grammar's mask is a part of sampling.
+        (V1_RUNNER + V1_BATCH, 1, 0.3125, ASKED),
+        (V2_RUNNER + V2_BATCH, 2, 0.25, {**ASKED, "prompt_logprobs": "1"}),
+    ],
+    ids=["v1", "v2"],
+)
+def test_what_batches_ask_of_the_sampler(
+    tmp_path: Path, fake: Path, runner: str, known_from: int, sampling_ms: float, asked: dict[str, str]
+) -> None:
+    _, session = run(tmp_path, fake, runner)
+    found = rows(session, "sampling_timing.csv")
+    assert [row["step"] for row in found] == [str(step) for step in range(1, 7)]
+    assert metadata(session)["probe_errors"] == 0
+    for row in found:
+        assert row["timing"] == "events"
+        assert float(row["sample_time_ms"]) == pytest.approx(sampling_ms, abs=1e-3)
+        known = int(row["step"]) >= known_from
+        assert {name: row[name] for name in asked} == (asked if known else dict.fromkeys(asked, ""))
+
+
+def test_sampling_is_timed_without_the_other_profilers(tmp_path: Path, fake: Path) -> None:
+    _, session = run(
+        tmp_path,
+        fake,
+        V1_RUNNER,
+        PROFILEMATE_ENABLE_FORWARD_PASS_TIMING="0",
+        PROFILEMATE_ENABLE_CPU_TIMING="0",
+        PROFILEMATE_ENABLE_CUDA_GRAPH_TRACKING="0",
+    )
+    assert not (session / "forward_pass_timing.csv").exists()
+    found = rows(session, "sampling_timing.csv")
+    assert len(found) == 6
+    assert all(float(row["sample_time_ms"]) == pytest.approx(0.25, abs=1e-3) for row in found)
+
+
 def test_lightweight_mode_records_no_event(tmp_path: Path, fake: Path) -> None:
     printed, session = run(tmp_path, fake, V1_RUNNER, PROFILEMATE_TIMING="lightweight")
     assert printed == "None\n"
@@ -321,6 +430,10 @@ def test_lightweight_mode_records_no_event(tmp_path: Path, fake: Path) -> None:
     assert {row["timing"] for row in found} == {"wall"}
     assert all(float(row["forward_time_ms"]) > 0 for row in found)
     assert metadata(session)["timing_mode"] == "lightweight"
+    # The host alone knows what it launched, and not how long that took.
+    sampled = rows(session, "sampling_timing.csv")
+    assert len(sampled) == 6
+    assert all(row["sample_time_ms"] == "" and float(row["host_time_ms"]) > 0 for row in sampled)
 
 
 def test_without_a_driver_no_step_is_lost(tmp_path: Path, fake: Path) -> None:

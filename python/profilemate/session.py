@@ -284,7 +284,7 @@ def use_device() -> None:
     driver = _native.cuda_driver_version()
     if driver is not None:
         _native.fact("gpu_driver", f"CUDA {driver}")
-    if not values["forward_pass_timing"]:
+    if not (values["forward_pass_timing"] or values["sampling_timing"]):
         return
     if values["timing"] == "lightweight":
         _native.fact("timing_mode", "lightweight")

@@ -47,7 +47,13 @@ pub struct Summary {
 pub(crate) fn is_operation(name: Name) -> bool {
     !matches!(
         name,
-        Name::Other | Name::WarmUp | Name::Forward | Name::Drafting | Name::OutputReady | Name::GraphCapture
+        Name::Other
+            | Name::WarmUp
+            | Name::Forward
+            | Name::GrammarBitmask
+            | Name::Drafting
+            | Name::OutputReady
+            | Name::GraphCapture
     )
 }
 

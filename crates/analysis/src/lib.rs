@@ -4,7 +4,8 @@
 //! one: what the scheduler decided for each step, when a worker began it, how long it sampled. The second hands every
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
-//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`]. A new one adds its
+//! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`],
+//! [`sampling`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -29,6 +30,7 @@ mod overview;
 pub mod processes;
 pub mod ranks;
 pub mod requests;
+pub mod sampling;
 pub mod spans;
 pub mod statistics;
 pub mod steps;
@@ -60,6 +62,8 @@ pub enum Row<'a> {
     KvUsage(kv_cache::Usage<'a>),
     /// Of the table of evicted blocks.
     KvEviction(kv_cache::Eviction<'a>),
+    /// Of the sampling table.
+    Sampling(sampling::Sampled<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
     /// A span as it was recorded, of any label. In no table: it is for who draws.
@@ -93,6 +97,8 @@ pub struct Answers {
     pub requests: Option<requests::Summary>,
     /// The KV cache; `None` when the profiler was not on.
     pub kv_cache: Option<kv_cache::Summary>,
+    /// Sampling; `None` when the profiler was not on.
+    pub sampling: Option<sampling::Summary>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
@@ -138,6 +144,7 @@ pub fn analyze<E: From<Error>>(
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
     let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
     let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
+    let mut sampling = facts.is_on(Profiler::SamplingTiming).then(|| sampling::Collector::new(session));
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut garbage = garbage::Collector::new(session);
@@ -171,12 +178,10 @@ pub fn analyze<E: From<Error>>(
             requests.see(&context, &event, &mut row)?;
         }
         if let Some(kv_cache) = &mut kv_cache {
-            if let Some(found) = kv_cache.see_usage(&context, &event) {
-                row(Row::KvUsage(found))?;
-            }
-            if let Some(found) = kv_cache.see_eviction(&context, &event) {
-                row(Row::KvEviction(found))?;
-            }
+            kv_cache.see(&context, &event, &mut row)?;
+        }
+        if let Some(sampling) = &mut sampling {
+            sampling.see(&context, &event, &mut row)?;
         }
         let operation = cpu.as_mut().and_then(|cpu| cpu.see(&context, &event));
         if let Some(found) = overview.see(session, &event, operation.as_ref()) {
@@ -223,6 +228,7 @@ pub fn analyze<E: From<Error>>(
         batch: batch.map(batch::Collector::finish),
         requests,
         kv_cache,
+        sampling: sampling.map(sampling::Collector::finish),
         garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),

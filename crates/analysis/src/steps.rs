@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use profilemate_session::record::Speculation;
 use profilemate_session::{Component, Error, Event, GpuStep, Label, Log, Name, Payload, Record, Session};
 
 use crate::gpu_clock::{GpuClock, Placed};
@@ -261,6 +262,8 @@ pub(crate) struct Steps {
     worked: Vec<StepTable<Worked>>,
     /// By log, of those whose steps were timed on the GPU.
     on_gpu: Vec<StepTable<OnGpu>>,
+    /// What became of drafts, by log, of those that are engines.
+    speculated: Vec<StepTable<Speculation>>,
     /// The engine's log for each log, by its part as a worker.
     engines: Vec<Option<usize>>,
     /// Step by the timestamp of its outputs, ascending.
@@ -277,6 +280,7 @@ impl Steps {
             let mut scheduled = StepTable::<Scheduled>::default();
             let mut worked = StepTable::<Worked>::default();
             let mut on_gpu = StepTable::<OnGpu>::default();
+            let mut speculated = StepTable::<Speculation>::default();
             let mut gpu_clock = GpuClock::default();
             let mut working = Working::default();
             let mut records = log.records();
@@ -311,6 +315,7 @@ impl Steps {
                         };
                         *on_gpu.entry(record.step) = OnGpu { placed, ..step };
                     }
+                    Payload::Speculation(found) => *speculated.entry(record.step) = *found,
                     Payload::Outputs(outputs) => steps.outputs.push((outputs.timestamp_bits, record.step)),
                     Payload::Span(span) => match log.span_name(record.name) {
                         Name::ModelExecution => {
@@ -344,6 +349,7 @@ impl Steps {
             steps.scheduled.push(scheduled);
             steps.worked.push(worked);
             steps.on_gpu.push(on_gpu);
+            steps.speculated.push(speculated);
         }
         steps.outputs.sort_unstable();
         steps.received.sort_unstable();
@@ -378,6 +384,14 @@ impl Steps {
     /// The log of the engine that a log's worker belongs to.
     pub(crate) fn engine(&self, log: usize) -> Option<usize> {
         self.engines[log]
+    }
+
+    /// What became of the drafts of the step of this event: nothing for a step without; `None` when that is not known.
+    pub(crate) fn speculated(&self, event: &Event) -> Option<Speculation> {
+        let engine = self.engines[event.log]?;
+        let found = self.speculated[engine].get(event.record.step).copied();
+        // An engine that never drafts does not say so.
+        found.or_else(|| self.scheduled(event).map(|_| Speculation::default()))
     }
 
     /// What the worker of this event did in its step.

@@ -11,12 +11,14 @@
 
 mod kv_cache;
 mod requests;
+mod sampling;
 
 pub use kv_cache::{KvCache, KvEviction};
 pub use requests::{
     ClientRequest, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
     RequestStopped, RequestText, TEXT_BYTES, request_traits,
 };
+pub use sampling::{SamplingMix, Speculation};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Bytes in a record.
@@ -225,6 +227,10 @@ pub enum Payload {
     KvCache(KvCache),
     /// Kind 16.
     KvEviction(KvEviction),
+    /// Kind 24.
+    SamplingMix(SamplingMix),
+    /// Kind 25.
+    Speculation(Speculation),
     /// A kind that this build does not know.
     Unknown {
         /// Its number.
@@ -312,6 +318,8 @@ impl Record {
             Payload::RequestStopped(record) => (14, record.words()),
             Payload::KvCache(record) => (15, record.words()),
             Payload::KvEviction(record) => (16, record.words()),
+            Payload::SamplingMix(record) => (24, record.words()),
+            Payload::Speculation(record) => (25, record.words()),
             Payload::Unknown { kind, words } => (kind, words),
         };
         let head = u64::from(kind)
@@ -372,6 +380,8 @@ impl Record {
             14 => Payload::RequestStopped(RequestStopped::of([a, b, c, d])),
             15 => Payload::KvCache(KvCache::of([a, b, c, d])),
             16 => Payload::KvEviction(KvEviction::of([a, b, c, d])),
+            24 => Payload::SamplingMix(SamplingMix::of([a, b, c, d])),
+            25 => Payload::Speculation(Speculation::of([a, b, c, d])),
             kind => Payload::Unknown { kind, words: [a, b, c, d] },
         };
         Self {
@@ -456,7 +466,7 @@ mod tests {
         }
 
         #[test]
-        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=17) {
+        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=30) {
             let mut words = words;
             words[2] = words[2] & 0xffff_ffff_0000_0000 | kind;
             let record = Record::from_words(&words);

@@ -29,6 +29,10 @@ mod _native {
     #[pymodule_export]
     use crate::extract::requests::{before_add_request, before_free_request, hash_request_ids, request_preempted};
     #[pymodule_export]
+    use crate::extract::sampling::{
+        before_grammar_bitmask, before_sample, before_sample_v2, before_sampler_add_request, watch_sampling,
+    };
+    #[pymodule_export]
     use crate::extract::scheduler::{
         SchedulerBooks, after_schedule, after_update_from_output, before_update_from_output,
     };

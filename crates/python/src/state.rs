@@ -66,6 +66,10 @@ pub(crate) struct State {
     pub(crate) label: Label,
     /// Python's garbage collector at work.
     pub(crate) collection: Collection,
+    /// Whether the mix of each batch is recorded, see [`crate::extract::sampling`].
+    pub(crate) samples: bool,
+    /// Sequences that a grammar restricts in the batch that is sampled next.
+    pub(crate) restricted: u32,
     /// Requests that were numbered.
     pub(crate) requests: u64,
     /// Key of the hash that stands for ids of requests; `None` = they stand for themselves.
@@ -90,6 +94,8 @@ static STATE: GilCell = GilCell(UnsafeCell::new(State {
     lanes: [Lane::EMPTY; LANES],
     label: Label::Work,
     collection: Collection::NONE,
+    samples: false,
+    restricted: 0,
     requests: 0,
     id_key: None,
     debug_interval: 0,

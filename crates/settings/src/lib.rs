@@ -147,6 +147,7 @@ pub const SETTINGS: &[Setting] = &[
         "Preemption and lifecycle profiler",
     ),
     switch("encoder_decoder_timing", "PROFILEMATE_ENABLE_ENCODER_DECODER_TIMING", "1", "Encoder/decoder profiler"),
+    switch("sampling_timing", "PROFILEMATE_ENABLE_SAMPLING_TIMING", "1", "Sampling profiler"),
     Setting {
         key: "verbose",
         variable: "PROFILEMATE_VERBOSE",

@@ -7,7 +7,9 @@ from typing import Any
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
 from profilemate.probes.engine_core import data_parallel_rank
+from profilemate.probes.model_runner import TIMED
 from profilemate.session import hook_override
+from profilemate.settings import settings
 
 _GPU = "vllm.v1.worker.gpu_worker:Worker"
 _CPU = "vllm.v1.worker.cpu_worker:CPUWorker"
@@ -27,6 +29,7 @@ def _before_init(
 _NEEDS = {
     "forward_pass_timing": ("model_runner.forward", "model_runner_v2.forward_begins"),
     "cpu_timing": ("model_runner.execute_model", "model_runner_v2.execute_model"),
+    "sampling_timing": ("model_runner.sample", "model_runner_v2.sample"),
     "cuda_graph_tracking": ("cuda_graphs.dispatch", "cuda_graphs.dispatch_v2"),
 }
 
@@ -45,6 +48,8 @@ def _after_load_model(_result: Any, worker: Any) -> None:
             session.note_profiler(
                 profiler, f"could not attach: nothing to hook in {runner.__module__}.{runner.__qualname__}"
             )
+    if settings()["sampling_timing"]:
+        _native.watch_sampling()
     session.use_device()
     speculator = getattr(worker.model_runner, "speculator", None)
     if speculator is not None and hasattr(type(speculator), "propose"):
@@ -52,7 +57,7 @@ def _after_load_model(_result: Any, worker: Any) -> None:
             HookSpec(
                 name="model_runner_v2.propose_drafts",
                 places=(),
-                profilers=("forward_pass_timing",),
+                profilers=TIMED,
                 lane=_native.WORKER,
                 marks=_native.MARK_DRAFT,
                 span="drafting",

@@ -247,6 +247,7 @@ impl Collector {
             Row::Capture(_)
             | Row::RequestEvent(_)
             | Row::KvEviction(_)
+            | Row::Sampling(_)
             | Row::Step(_)
             | Row::Span(_)
             | Row::FirstToken(_) => {}

@@ -38,6 +38,7 @@ pub struct Report {
     requests: sections::requests::Gathered,
     kv_cache: sections::kv_cache::Gathered,
     cuda_graphs: sections::cuda_graphs::Gathered,
+    sampling: sections::token_sampling::Gathered,
 }
 
 impl Default for Report {
@@ -47,6 +48,7 @@ impl Default for Report {
             requests: sections::requests::Gathered::new(),
             kv_cache: sections::kv_cache::Gathered::new(),
             cuda_graphs: sections::cuda_graphs::Gathered::default(),
+            sampling: sections::token_sampling::Gathered::new(),
         }
     }
 }
@@ -63,6 +65,7 @@ impl Report {
             Row::Lifecycle(request) => self.requests.see(request),
             Row::RequestEvent(event) => self.requests.see_event(event),
             Row::KvUsage(usage) => self.kv_cache.see(usage),
+            Row::Sampling(sampled) => self.sampling.see(sampled),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
             Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
         }
@@ -84,6 +87,7 @@ impl Report {
             self.kv_cache.section(answers),
             self.steps.steps(answers),
             self.cuda_graphs.section(answers),
+            self.sampling.section(answers),
             Some(sections::session::cost(session, answers)),
             Some(sections::session::facts(session, answers)),
         ];

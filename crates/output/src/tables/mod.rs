@@ -8,6 +8,7 @@ mod forward_pass;
 mod kv_cache;
 mod requests;
 mod rows;
+mod sampling;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -175,6 +176,7 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
         answers.batch.as_ref().map(|summary| (batch_utilization::SUMMARY, batch_utilization::summary(summary))),
         answers.requests.as_ref().map(|summary| (requests::SUMMARY, requests::summary(summary))),
         answers.kv_cache.as_ref().map(|summary| (kv_cache::SUMMARY, kv_cache::summary(summary))),
+        answers.sampling.as_ref().map(|summary| (sampling::SUMMARY, sampling::summary(summary))),
         breakdown::document(answers).map(|document| (breakdown::FILE, document)),
         Some((crate::findings::FILE, crate::findings::document(answers))),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),

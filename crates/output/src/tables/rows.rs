@@ -11,6 +11,7 @@ use super::cuda_graphs::{Captures, GraphUsage, Timeline};
 use super::forward_pass::ForwardPass;
 use super::kv_cache::{KvEvictions, KvUsage};
 use super::requests::{Lifecycles, RequestEvents};
+use super::sampling::SamplingTiming;
 use crate::Error;
 use crate::arrow::Columns;
 use crate::cells::{Column, Table};
@@ -33,6 +34,7 @@ pub(super) struct RowTables<S> {
     request_events: Option<S>,
     kv_usage: Option<S>,
     kv_evictions: Option<S>,
+    sampling: Option<S>,
 }
 
 #[inline]
@@ -65,6 +67,7 @@ impl<S: Sink> RowTables<S> {
             request_events: table::<RequestEvents, S>(requests, &mut make)?,
             kv_usage: table::<KvUsage, S>(facts.is_on(Profiler::KvCacheTracking), &mut make)?,
             kv_evictions: table::<KvEvictions, S>(facts.sees_evictions(), &mut make)?,
+            sampling: table::<SamplingTiming, S>(facts.is_on(Profiler::SamplingTiming), &mut make)?,
         })
     }
 
@@ -80,6 +83,7 @@ impl<S: Sink> RowTables<S> {
             Row::RequestEvent(event) => put::<RequestEvents, S>(&mut self.request_events, event),
             Row::KvUsage(usage) => put::<KvUsage, S>(&mut self.kv_usage, usage),
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
+            Row::Sampling(sampled) => put::<SamplingTiming, S>(&mut self.sampling, sampled),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
@@ -104,6 +108,7 @@ impl<S: Sink> RowTables<S> {
             self.request_events,
             self.kv_usage,
             self.kv_evictions,
+            self.sampling,
         ]
         .into_iter()
         .flatten()

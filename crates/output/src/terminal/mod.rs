@@ -11,6 +11,7 @@ mod kv_cache;
 pub(crate) mod page;
 mod profiler;
 mod requests;
+mod sampling;
 
 use std::path::Path;
 
@@ -30,6 +31,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     breakdown::section(&mut text, answers);
     gpu::section(&mut text, answers);
     forward::section(&mut text, answers);
+    sampling::section(&mut text, answers);
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);

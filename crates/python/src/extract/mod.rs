@@ -6,6 +6,7 @@
 pub(crate) mod front_end;
 pub(crate) mod kv_cache;
 pub(crate) mod requests;
+pub(crate) mod sampling;
 pub(crate) mod scheduler;
 pub(crate) mod worker;
 

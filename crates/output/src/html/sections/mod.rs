@@ -8,6 +8,7 @@ pub(super) mod overview;
 pub(super) mod requests;
 pub(super) mod session;
 pub(super) mod steps;
+pub(super) mod token_sampling;
 
 use profilemate_analysis::statistics::{Distribution, Statistics};
 
