@@ -33,8 +33,18 @@ class _C:
     def _cuda_getCurrentRawStream(device):
         _C.asked += 1
         return 1
+    @staticmethod
+    def _cuda_memoryStats(device):
+        _C.memory_asked += 1
+        if _C.memory_fails: raise RuntimeError("no statistics")
+        def all(current, peak): return {"all": {"current": current, "peak": peak}, "small_pool": {}, "large_pool": {}}
+        return {
+            "allocated_bytes": all(_C.allocated, 7 << 30), "reserved_bytes": all(8 << 30, 9 << 30),
+            "inactive_split_bytes": all(512, 1024), "num_alloc_retries": 2, "num_ooms": 0}
+    memory_asked, memory_fails, allocated = 0, False, 1 << 30
+cudart = types.SimpleNamespace(cudaMemGetInfo=lambda device: (60 << 30, 80 << 30))
 cuda = types.SimpleNamespace(
-    is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 0,
+    cudart=lambda: cudart, is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 0,
     get_device_name=lambda device: "Fake GPU", device_count=lambda: 1)
 """
 WORKER = """
@@ -43,6 +53,9 @@ class Worker:
         self.vllm_config = vllm_config
     def load_model(self):
         self.model_runner = self.make_runner()
+    def initialize_from_config(self, kv_cache_config):
+        import torch
+        torch._C.allocated += 5 << 30
     def compile_or_warm_up_model(self):
         self.model_runner.capture_model()
 """
@@ -64,8 +77,10 @@ class Descriptor:
         self.num_tokens, self.num_reqs, self.uniform, self.has_lora = num_tokens, 8, True, False
 def apply_grammar_bitmask(scheduler_output, grammar_output, input_batch, logits): launch(0.0625)
 class GPUModelRunner:
+    model_memory_usage = 1 << 30
     def capture_model(self):
         self._dummy_run(8, cudagraph_runtime_mode=FULL, uniform_decode=True)
+        return 1 << 28
     def _dummy_run(self, num_tokens, cudagraph_runtime_mode=None, uniform_decode=False):
         fake.fake_capture(1, 1)
         self._model_forward()
@@ -135,6 +150,7 @@ class config:
     class model_config: model = "tiny"
 worker = Worker(config, 0, 0)
 worker.load_model()
+worker.initialize_from_config(None)
 worker.compile_or_warm_up_model()
 for step in range(1, {steps} + 1):
     tokens = 100 if step == 1 else 6
@@ -420,6 +436,45 @@ def test_sampling_is_timed_without_the_other_profilers(tmp_path: Path, fake: Pat
     found = rows(session, "sampling_timing.csv")
     assert len(found) == 6
     assert all(float(row["sample_time_ms"]) == pytest.approx(0.25, abs=1e-3) for row in found)
+
+
+SIZES = ("allocated", "reserved", "free", "total", "outside")
+
+
+def test_memory_is_looked_at_once_per_second_and_not_in_each_step(tmp_path: Path, fake: Path) -> None:
+    printed, session = run(tmp_path, fake, V1_RUNNER, steps=30, after="print(torch._C.memory_asked)")
+    asked = int(printed.splitlines()[-1])
+    # Twice while the KV cache was made.
+    assert 3 <= asked < 30
+    found = rows(session, "gpu_memory.csv")
+    assert len(found) == asked - 2
+    first = found[0]
+    assert (first["step"], first["process"]) == ("1", "worker-0")
+    sizes = {name: int(first[f"{name}_bytes"]) / 2**30 for name in SIZES}
+    assert sizes == {"allocated": 6, "reserved": 8, "free": 60, "total": 80, "outside": 12}
+    assert (first["unused_pct"], first["inactive_split_bytes"], first["allocation_retries"]) == (
+        "25.0000",
+        "512",
+        "2",
+    )
+    (gpu,) = json.loads((session / "gpu_memory_summary.json").read_text())["gpus"]
+    assert (gpu["weights_bytes"], gpu["kv_cache_bytes"], gpu["cuda_graph_bytes"]) == (1 << 30, 5 << 30, 1 << 28)
+    assert (gpu["kv_cache_pct"], gpu["peak_allocated_bytes"], gpu["samples"]) == (6.25, 7 << 30, len(found))
+    assert metadata(session)["profilers"]["gpu_memory"] == "on"
+
+
+def test_memory_that_cannot_be_told_costs_its_table_alone(tmp_path: Path, fake: Path) -> None:
+    begun = "\nbegun = GPUModelRunner.execute_model\n"
+    fails = "def execute_model(self, output):\n    torch._C.memory_fails = True\n    return begun(self, output)\n"
+    runner = V1_RUNNER + begun + fails + "GPUModelRunner.execute_model = execute_model"
+    printed, session = run(tmp_path, fake, runner, after="print(torch._C.memory_asked)")
+    # Not asked again after the first step, in which it failed.
+    assert "3" in printed.splitlines()
+    assert "probe gpu_memory failed (RuntimeError: no statistics)" in printed
+    assert rows(session, "gpu_memory.csv") == []
+    assert len(rows(session, "forward_pass_timing.csv")) == 6
+    assert metadata(session)["probe_errors"] == 1
+    assert json.loads((session / "gpu_memory_summary.json").read_text()) == {"gpus": []}
 
 
 def test_lightweight_mode_records_no_event(tmp_path: Path, fake: Path) -> None:

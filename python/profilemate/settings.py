@@ -30,6 +30,7 @@ LEGACY_NAMES: dict[str, str] = {
 PROFILERS = (
     *(key for name, key in LEGACY_NAMES.items() if name.startswith("ENABLE_")),
     "sampling_timing",
+    "gpu_memory",
 )
 
 

@@ -99,6 +99,12 @@ def test_each_way_to_sample_is_seen_in_as_many_sequences_as_asked_for_it(runs: R
     assert max(int(row["batch_size"]) for row in grammar) == sent["structured_output"]
 
 
+def test_without_a_gpu_nothing_is_said_of_its_memory(runs: Runs) -> None:
+    _, session = runs.ways
+    assert session.metadata["profilers"]["gpu_memory"] == "could not attach: torch uses no GPU here"
+    assert not (session.folder / "gpu_memory.csv").exists()
+
+
 def test_times_are_those_of_the_other_tables(runs: Runs) -> None:
     _, session = runs.ways
     passes = {row["step"]: row for row in session.rows("forward_pass_timing.csv")}

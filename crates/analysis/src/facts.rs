@@ -23,11 +23,13 @@ pub enum Profiler {
     EncoderDecoderTiming,
     /// Sampling and its features.
     SamplingTiming,
+    /// Memory of GPUs.
+    GpuMemory,
 }
 
 impl Profiler {
     /// Every profiler, in the order of `metadata.json`.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::CudaGraphTracking,
         Self::KvCacheTracking,
         Self::MoeExpertTracking,
@@ -37,6 +39,7 @@ impl Profiler {
         Self::PreemptionTracking,
         Self::EncoderDecoderTiming,
         Self::SamplingTiming,
+        Self::GpuMemory,
     ];
 
     /// Its name.
@@ -51,6 +54,7 @@ impl Profiler {
             Self::PreemptionTracking => "preemption_tracking",
             Self::EncoderDecoderTiming => "encoder_decoder_timing",
             Self::SamplingTiming => "sampling_timing",
+            Self::GpuMemory => "gpu_memory",
         }
     }
 }

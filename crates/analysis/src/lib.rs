@@ -5,7 +5,7 @@
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
 //! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`],
-//! [`sampling`]. A new one adds its
+//! [`sampling`], [`gpu_memory`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -22,6 +22,7 @@ pub mod findings;
 pub mod forward;
 pub mod garbage;
 pub mod gpu_clock;
+pub mod gpu_memory;
 mod iterations;
 pub mod kv_cache;
 pub mod latency;
@@ -36,7 +37,7 @@ pub mod statistics;
 pub mod steps;
 pub mod throughput;
 
-use profilemate_session::{Error, Session};
+use profilemate_session::{Error, Event, Session};
 
 use facts::{Facts, Profiler};
 use steps::Steps;
@@ -64,6 +65,8 @@ pub enum Row<'a> {
     KvEviction(kv_cache::Eviction<'a>),
     /// Of the sampling table.
     Sampling(sampling::Sampled<'a>),
+    /// Of the table of GPU memory.
+    GpuMemory(gpu_memory::Sample<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
     /// A span as it was recorded, of any label. In no table: it is for who draws.
@@ -99,6 +102,8 @@ pub struct Answers {
     pub kv_cache: Option<kv_cache::Summary>,
     /// Sampling; `None` when the profiler was not on.
     pub sampling: Option<sampling::Summary>,
+    /// Memory of GPUs, by worker; `None` when the profiler was not on.
+    pub gpu_memory: Option<Vec<gpu_memory::Gpu>>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
@@ -123,6 +128,47 @@ pub(crate) struct Context<'a> {
     pub(crate) steps: Steps,
 }
 
+/// The profilers that are on and look at each event by itself, and hand out their rows themselves.
+struct Collectors {
+    requests: Option<requests::Collector>,
+    kv_cache: Option<kv_cache::Collector>,
+    sampling: Option<sampling::Collector>,
+    gpu_memory: Option<gpu_memory::Collector>,
+}
+
+impl Collectors {
+    fn new(session: &Session, facts: &Facts) -> Self {
+        Self {
+            requests: facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session)),
+            kv_cache: facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session)),
+            sampling: facts.is_on(Profiler::SamplingTiming).then(|| sampling::Collector::new(session)),
+            gpu_memory: facts.is_on(Profiler::GpuMemory).then(|| gpu_memory::Collector::new(session)),
+        }
+    }
+
+    #[inline]
+    fn see<E>(
+        &mut self,
+        context: &Context<'_>,
+        event: &Event,
+        row: &mut impl FnMut(Row<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if let Some(requests) = &mut self.requests {
+            requests.see(context, event, row)?;
+        }
+        if let Some(kv_cache) = &mut self.kv_cache {
+            kv_cache.see(context, event, row)?;
+        }
+        if let Some(sampling) = &mut self.sampling {
+            sampling.see(context, event, row)?;
+        }
+        if let Some(gpu_memory) = &mut self.gpu_memory {
+            gpu_memory.see(context, event, row)?;
+        }
+        Ok(())
+    }
+}
+
 /// Analyzes a session; `row` gets every row of every profiler that was on.
 ///
 /// # Errors
@@ -142,9 +188,7 @@ pub fn analyze<E: From<Error>>(
     let mut overview = overview::Collector::new(&context, cpu.is_some() && facts.source.is_none());
     let mut iterations = iterations::Collector::default();
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
-    let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
-    let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
-    let mut sampling = facts.is_on(Profiler::SamplingTiming).then(|| sampling::Collector::new(session));
+    let mut collectors = Collectors::new(session, &facts);
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut garbage = garbage::Collector::new(session);
@@ -174,15 +218,7 @@ pub fn analyze<E: From<Error>>(
         {
             row(Row::Batch(found))?;
         }
-        if let Some(requests) = &mut requests {
-            requests.see(&context, &event, &mut row)?;
-        }
-        if let Some(kv_cache) = &mut kv_cache {
-            kv_cache.see(&context, &event, &mut row)?;
-        }
-        if let Some(sampling) = &mut sampling {
-            sampling.see(&context, &event, &mut row)?;
-        }
+        collectors.see(&context, &event, &mut row)?;
         let operation = cpu.as_mut().and_then(|cpu| cpu.see(&context, &event));
         if let Some(found) = overview.see(session, &event, operation.as_ref()) {
             row(Row::Step(found))?;
@@ -204,6 +240,7 @@ pub fn analyze<E: From<Error>>(
             }
         }
     }
+    let Collectors { requests, kv_cache, sampling, gpu_memory } = collectors;
     let requests = requests.map(|requests| requests.finish(&context, &mut row)).transpose()?;
     let kv_cache = kv_cache.map(|kv_cache| kv_cache.finish(session));
     let (processes, duration_ns) = processes.finish(session);
@@ -229,6 +266,7 @@ pub fn analyze<E: From<Error>>(
         requests,
         kv_cache,
         sampling: sampling.map(sampling::Collector::finish),
+        gpu_memory: gpu_memory.map(|gpu_memory| gpu_memory.finish(session)),
         garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),

@@ -9,10 +9,12 @@
 //! ```
 //! The writer stores word 7 last with release order; a slot whose word 7 does not fit is not a record.
 
+mod gpu_memory;
 mod kv_cache;
 mod requests;
 mod sampling;
 
+pub use gpu_memory::{GpuMemory, GpuMemoryMore};
 pub use kv_cache::{KvCache, KvEviction};
 pub use requests::{
     ClientRequest, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
@@ -231,6 +233,10 @@ pub enum Payload {
     SamplingMix(SamplingMix),
     /// Kind 25.
     Speculation(Speculation),
+    /// Kind 26.
+    GpuMemory(GpuMemory),
+    /// Kind 27.
+    GpuMemoryMore(GpuMemoryMore),
     /// A kind that this build does not know.
     Unknown {
         /// Its number.
@@ -320,6 +326,8 @@ impl Record {
             Payload::KvEviction(record) => (16, record.words()),
             Payload::SamplingMix(record) => (24, record.words()),
             Payload::Speculation(record) => (25, record.words()),
+            Payload::GpuMemory(record) => (26, record.words()),
+            Payload::GpuMemoryMore(record) => (27, record.words()),
             Payload::Unknown { kind, words } => (kind, words),
         };
         let head = u64::from(kind)
@@ -382,6 +390,8 @@ impl Record {
             16 => Payload::KvEviction(KvEviction::of([a, b, c, d])),
             24 => Payload::SamplingMix(SamplingMix::of([a, b, c, d])),
             25 => Payload::Speculation(Speculation::of([a, b, c, d])),
+            26 => Payload::GpuMemory(GpuMemory::of([a, b, c, d])),
+            27 => Payload::GpuMemoryMore(GpuMemoryMore::of([a, b, c, d])),
             kind => Payload::Unknown { kind, words: [a, b, c, d] },
         };
         Self {

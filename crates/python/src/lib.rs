@@ -25,6 +25,8 @@ mod _native {
     #[pymodule_export]
     use crate::extract::front_end::{after_process_outputs, before_process_outputs, before_processor_add_request};
     #[pymodule_export]
+    use crate::extract::gpu_memory::{gpu_memory_allocated, watch_gpu_memory};
+    #[pymodule_export]
     use crate::extract::kv_cache::KvCacheCollector;
     #[pymodule_export]
     use crate::extract::requests::{before_add_request, before_free_request, hash_request_ids, request_preempted};

@@ -1,5 +1,6 @@
 //! The recorder of this process, and what its hooks share.
 
+use crate::extract::gpu_memory;
 use crate::garbage::Collection;
 use profilemate_cuda::{ReaderThread, Timer};
 use profilemate_format::record::{FLAG_RAISED, Label, Payload, Record, Span};
@@ -70,6 +71,8 @@ pub(crate) struct State {
     pub(crate) samples: bool,
     /// Sequences that a grammar restricts in the batch that is sampled next.
     pub(crate) restricted: u32,
+    /// What samples GPU memory.
+    pub(crate) gpu_memory: Option<gpu_memory::Watch>,
     /// Requests that were numbered.
     pub(crate) requests: u64,
     /// Key of the hash that stands for ids of requests; `None` = they stand for themselves.
@@ -96,6 +99,7 @@ static STATE: GilCell = GilCell(UnsafeCell::new(State {
     collection: Collection::NONE,
     samples: false,
     restricted: 0,
+    gpu_memory: None,
     requests: 0,
     id_key: None,
     debug_interval: 0,

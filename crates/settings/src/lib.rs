@@ -148,6 +148,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     switch("encoder_decoder_timing", "PROFILEMATE_ENABLE_ENCODER_DECODER_TIMING", "1", "Encoder/decoder profiler"),
     switch("sampling_timing", "PROFILEMATE_ENABLE_SAMPLING_TIMING", "1", "Sampling profiler"),
+    switch("gpu_memory", "PROFILEMATE_ENABLE_GPU_MEMORY", "1", "GPU memory profiler"),
     Setting {
         key: "verbose",
         variable: "PROFILEMATE_VERBOSE",

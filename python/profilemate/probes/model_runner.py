@@ -61,7 +61,7 @@ HOOKS = (
     HookSpec(
         name="model_runner.execute_model",
         places=(f"{_V1}.execute_model",),
-        profilers=_ALL,
+        profilers=(*_ALL, "gpu_memory"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP,
         span="model_execution",

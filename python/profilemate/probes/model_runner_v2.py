@@ -19,7 +19,7 @@ HOOKS = (
     HookSpec(
         name="model_runner_v2.execute_model",
         places=(f"{_V2}.execute_model",),
-        profilers=_ALL,
+        profilers=(*_ALL, "gpu_memory"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP | _native.MARK_FORWARD_ENDED,
         span="model_execution",

@@ -6,6 +6,7 @@ from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec
+from profilemate.probes import gpu_memory
 from profilemate.probes.engine_core import data_parallel_rank
 from profilemate.probes.model_runner import TIMED
 from profilemate.session import hook_override
@@ -51,6 +52,7 @@ def _after_load_model(_result: Any, worker: Any) -> None:
     if settings()["sampling_timing"]:
         _native.watch_sampling()
     session.use_device()
+    gpu_memory.watch(worker.model_runner)
     speculator = getattr(worker.model_runner, "speculator", None)
     if speculator is not None and hasattr(type(speculator), "propose"):
         hook_override(
@@ -67,7 +69,7 @@ def _after_load_model(_result: Any, worker: Any) -> None:
         )
 
 
-def _warm_up(method: str, after: Any = None) -> HookSpec:
+def _warm_up(method: str, before: Any = None, after: Any = None) -> HookSpec:
     return HookSpec(
         name=f"worker.{method}",
         places=(f"{_GPU}.{method}", f"{_CPU}.{method}"),
@@ -76,6 +78,7 @@ def _warm_up(method: str, after: Any = None) -> HookSpec:
         span="warm_up",
         context=method,
         group="worker.warm_up",
+        before=before,
         after=after,
         # The CPU worker overrides some of them and inherits the others.
         everywhere=True,
@@ -92,7 +95,11 @@ HOOKS = (
     ),
     _warm_up("load_model", after=_after_load_model),
     _warm_up("determine_available_memory"),
-    _warm_up("initialize_from_config"),
+    _warm_up(
+        "initialize_from_config",
+        before=gpu_memory.before_initialize_from_config,
+        after=gpu_memory.after_initialize_from_config,
+    ),
     _warm_up("compile_or_warm_up_model"),
     HookSpec(
         name="worker.execute_dummy_batch",

@@ -248,6 +248,7 @@ impl Collector {
             | Row::RequestEvent(_)
             | Row::KvEviction(_)
             | Row::Sampling(_)
+            | Row::GpuMemory(_)
             | Row::Step(_)
             | Row::Span(_)
             | Row::FirstToken(_) => {}

@@ -39,6 +39,7 @@ pub struct Report {
     kv_cache: sections::kv_cache::Gathered,
     cuda_graphs: sections::cuda_graphs::Gathered,
     sampling: sections::token_sampling::Gathered,
+    gpu_memory: sections::gpu_memory::Gathered,
 }
 
 impl Default for Report {
@@ -49,6 +50,7 @@ impl Default for Report {
             kv_cache: sections::kv_cache::Gathered::new(),
             cuda_graphs: sections::cuda_graphs::Gathered::default(),
             sampling: sections::token_sampling::Gathered::new(),
+            gpu_memory: sections::gpu_memory::Gathered::new(),
         }
     }
 }
@@ -66,6 +68,7 @@ impl Report {
             Row::RequestEvent(event) => self.requests.see_event(event),
             Row::KvUsage(usage) => self.kv_cache.see(usage),
             Row::Sampling(sampled) => self.sampling.see(sampled),
+            Row::GpuMemory(sample) => self.gpu_memory.see(sample),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
             Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
         }
@@ -85,6 +88,7 @@ impl Report {
             self.requests.waterfall(),
             self.requests.preemptions(answers),
             self.kv_cache.section(answers),
+            self.gpu_memory.section(answers),
             self.steps.steps(answers),
             self.cuda_graphs.section(answers),
             self.sampling.section(answers),

@@ -5,6 +5,7 @@ mod breakdown;
 mod cpu_timing;
 mod cuda_graphs;
 mod forward_pass;
+mod gpu_memory;
 mod kv_cache;
 mod requests;
 mod rows;
@@ -177,6 +178,7 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
         answers.requests.as_ref().map(|summary| (requests::SUMMARY, requests::summary(summary))),
         answers.kv_cache.as_ref().map(|summary| (kv_cache::SUMMARY, kv_cache::summary(summary))),
         answers.sampling.as_ref().map(|summary| (sampling::SUMMARY, sampling::summary(summary))),
+        answers.gpu_memory.as_ref().map(|gpus| (gpu_memory::SUMMARY, gpu_memory::summary(gpus))),
         breakdown::document(answers).map(|document| (breakdown::FILE, document)),
         Some((crate::findings::FILE, crate::findings::document(answers))),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),

@@ -9,6 +9,7 @@ use super::batch_utilization::BatchUtilization;
 use super::cpu_timing::CpuOperations;
 use super::cuda_graphs::{Captures, GraphUsage, Timeline};
 use super::forward_pass::ForwardPass;
+use super::gpu_memory::GpuMemory;
 use super::kv_cache::{KvEvictions, KvUsage};
 use super::requests::{Lifecycles, RequestEvents};
 use super::sampling::SamplingTiming;
@@ -35,6 +36,7 @@ pub(super) struct RowTables<S> {
     kv_usage: Option<S>,
     kv_evictions: Option<S>,
     sampling: Option<S>,
+    gpu_memory: Option<S>,
 }
 
 #[inline]
@@ -68,6 +70,7 @@ impl<S: Sink> RowTables<S> {
             kv_usage: table::<KvUsage, S>(facts.is_on(Profiler::KvCacheTracking), &mut make)?,
             kv_evictions: table::<KvEvictions, S>(facts.sees_evictions(), &mut make)?,
             sampling: table::<SamplingTiming, S>(facts.is_on(Profiler::SamplingTiming), &mut make)?,
+            gpu_memory: table::<GpuMemory, S>(facts.is_on(Profiler::GpuMemory), &mut make)?,
         })
     }
 
@@ -84,6 +87,7 @@ impl<S: Sink> RowTables<S> {
             Row::KvUsage(usage) => put::<KvUsage, S>(&mut self.kv_usage, usage),
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
             Row::Sampling(sampled) => put::<SamplingTiming, S>(&mut self.sampling, sampled),
+            Row::GpuMemory(sample) => put::<GpuMemory, S>(&mut self.gpu_memory, sample),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
@@ -109,6 +113,7 @@ impl<S: Sink> RowTables<S> {
             self.kv_usage,
             self.kv_evictions,
             self.sampling,
+            self.gpu_memory,
         ]
         .into_iter()
         .flatten()

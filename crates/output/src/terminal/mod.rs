@@ -6,6 +6,7 @@ mod breakdown;
 mod findings;
 mod forward;
 mod gpu;
+mod gpu_memory;
 mod header;
 mod kv_cache;
 pub(crate) mod page;
@@ -35,6 +36,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);
+    gpu_memory::section(&mut text, answers);
     findings::section(&mut text, answers);
     profiler::section(&mut text, session, answers);
     if let Some(tables) = tables.filter(|tables| *tables != session.folder) {

@@ -1,6 +1,6 @@
 //! The workers: which step a batch is of, and what it is dispatched as.
 
-use super::STEP;
+use super::{STEP, gpu_memory};
 use crate::state::{self, WORKER};
 use pyo3::intern as name;
 use pyo3::prelude::*;
@@ -23,6 +23,7 @@ pub(crate) fn before_execute_model(
         Some(step) => step.extract()?,
         None => 0,
     };
+    gpu_memory::step_begins(py, step);
     Ok((step, tokens & 0xffff_ffff | sequences << 32))
 }
 

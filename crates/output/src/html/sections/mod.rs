@@ -3,6 +3,7 @@
 pub(super) mod breakdown;
 pub(super) mod cuda_graphs;
 pub(super) mod findings;
+pub(super) mod gpu_memory;
 pub(super) mod kv_cache;
 pub(super) mod overview;
 pub(super) mod requests;
