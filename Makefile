@@ -5,7 +5,7 @@ PYTHON_FILES := benches build_backend python scripts tests
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test venv wheel lint lint-rust lint-python fmt test-rust test-python test-real clean
+.PHONY: help demo test venv wheel lint lint-rust lint-python fmt test-rust test-python test-real versions check-versions clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ lint-python: venv
 	$(BIN)/ruff format --check $(PYTHON_FILES)
 	$(BIN)/shellcheck -x scripts/*.sh .ci/run
 	$(BIN)/mypy python/profilemate build_backend scripts tests
+
+versions: venv ## Read the sources of vLLM's releases again and write docs/versions.md; NEWER=1 looks for newer ones
+	$(BIN)/python scripts/check_versions.py --write $(if $(NEWER),--newer)
+
+check-versions: venv ## Look for a vLLM release that docs/versions.md does not have, and say what moved in it
+	$(BIN)/python scripts/check_versions.py --check
 
 fmt: venv ## Format Rust and Python
 	cargo fmt --all

@@ -3,6 +3,8 @@
     python golden_load.py decode PORT MODEL          short prompts and long answers, from a server that has room
     python golden_load.py preempting PORT MODEL      more than the KV cache of the server holds
     python golden_load.py prefill MODEL              long prompts and short answers, offline, all in this process
+    python golden_load.py experts MODEL              a mixture of experts, offline, all in this process
+    python golden_load.py vision MODEL               images, some of them again and again, offline, all in this process
     python golden_load.py sampling MODEL             the same prompts, sampled in several ways, offline
 
 Prompts are token ids counted out, so every recording is of the same work.
@@ -114,11 +116,71 @@ def sampling(model: str) -> None:
             llm.generate(prompts, SamplingParams(**way, max_tokens=tokens, ignore_eos=True), use_tqdm=False)
 
 
+def spread_tokens(model: Any) -> None:
+    """With random weights, correction biases are so much larger than what gates say that all tokens go the same way,
+    and they are the same in every layer: they are made smaller, and turned by the layer's index."""
+    for module in model.modules():
+        bias = getattr(getattr(module, "gate", None), "e_score_correction_bias", None)
+        layer = getattr(getattr(module, "experts", None), "layer_id", None)
+        if bias is not None and layer is not None:
+            bias.copy_((1e-3 * bias).roll(layer, 0))
+
+
+def experts(model: str) -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    llm = LLM(
+        model,
+        dtype="float32",
+        load_format="dummy",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=8,
+        max_num_batched_tokens=256,
+    )
+    llm.apply_model(spread_tokens)
+    prompts = [TokensPrompt(prompt_token_ids=prompt(40 + 23 * n, n)) for n in range(8)]
+    llm.generate(prompts, SamplingParams(temperature=0, max_tokens=48, ignore_eos=True), use_tqdm=False)
+
+
+def vision(model: str) -> None:
+    import numpy as np
+    from PIL import Image
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model,
+        dtype="float32",
+        load_format="dummy",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=8,
+        max_num_batched_tokens=256,
+        limit_mm_per_prompt={"image": 4, "video": 0},
+    )
+
+    def image(seed: int) -> Image.Image:
+        # Each other size has another number of embeddings.
+        size = (96 + 32 * (seed % 5), 128, 3)
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 255, size, dtype="uint8"))
+
+    def ask(*seeds: int) -> dict[str, object]:
+        marks = "<|vision_start|><|image_pad|><|vision_end|>" * len(seeds)
+        return {"prompt": "what is this " + marks, "multi_modal_data": {"image": [image(seed) for seed in seeds]}}
+
+    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    # More embeddings at once than the encoder cache holds (256, the token budget), then images that it may still have.
+    waves = [[ask(n, n + 1, n + 2) for n in range(0, 30, 3)], [ask(n % 4) for n in range(12)], [ask(27, 28, 29)]]
+    for wave in waves:
+        llm.generate(wave, greedy, use_tqdm=False)
+
+
 def main() -> None:
     what, *arguments = sys.argv[1:]
-    if what in ("prefill", "sampling"):
+    if what in {"prefill", "experts", "vision", "sampling"}:
         (model,) = arguments
-        {"prefill": prefill, "sampling": sampling}[what](model)
+        {"prefill": prefill, "experts": experts, "vision": vision, "sampling": sampling}[what](model)
         return
     port, model = arguments
     {"decode": decode, "preempting": preempting}[what](int(port), model)

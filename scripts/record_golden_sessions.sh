@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Records the golden sessions that are of real vLLM runs on the CPU, and vLLM's own log of two of them, anew.
 #
-#   scripts/record_golden_sessions.sh [VENV [SESSION...]]      # default: .venv, and all of them
+#   scripts/record_golden_sessions.sh [VENV [SESSION...]]      # default: .venv, and all
 #
 # .venv is set up if it is not; another one is taken as it is, with the vLLM and the ProfileMate in it. Snapshots of what is
 # made of the sessions change with every recording: write them anew with `INSTA_UPDATE=always cargo test --workspace`, and
@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ $# -gt 0 ]] || scripts/setup_venv.sh .venv
 venv=$(cd "${1:-.venv}" && pwd)
 sessions=("${@:2}")
-((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting real_sampling)
+((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting real_experts real_vision real_sampling)
 repository=$PWD
 golden=$repository/crates/session/tests/golden/v1
 logs=$repository/crates/import/tests/logs
@@ -54,8 +54,9 @@ if __name__ == "__main__":
 PYTHON
 chmod +x "$place/bin/vllm"
 cp scripts/golden_load.py "$place/load.py"
-"$place/venv/bin/python" scripts/make_models.py "$place" tiny-llama >/dev/null
+"$place/venv/bin/python" scripts/make_models.py "$place" tiny-llama tiny-glm4moe tiny-qwen3vl >/dev/null
 mv "$place/tiny-llama" "$place/model"
+mv "$place/tiny-qwen3vl" "$place/vision-model"
 
 unset "${!PROFILEMATE_@}" "${!VLLM_@}" PYTHONPATH
 export PATH=$place/bin:$place/venv/bin:$PATH
@@ -146,6 +147,19 @@ for session in "${sessions[@]}"; do
         VLLM_ENABLE_V1_MULTIPROCESSING=0 profilemate run -- python load.py "${session#real_}" "$place/model" \
             >"$place/offline.log" 2>&1 || { show_end "$place/offline.log"; fail "the offline run failed"; }
         keep "$session"
+        ;;
+    real_experts)
+        # Several intervals in a short run; a function is given to vLLM.
+        VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_ALLOW_INSECURE_SERIALIZATION=1 \
+            PROFILEMATE_MOE_COSELECTION=1 PROFILEMATE_MOE_WEIGHTS=1 PROFILEMATE_MOE_INTERVAL_SECONDS=3 \
+            profilemate run -- python load.py experts "$place/tiny-glm4moe" \
+            >"$place/experts.log" 2>&1 || { show_end "$place/experts.log"; fail "the offline run failed"; }
+        keep real_experts
+        ;;
+    real_vision)
+        VLLM_ENABLE_V1_MULTIPROCESSING=0 profilemate run -- python load.py vision "$place/vision-model" \
+            >"$place/vision.log" 2>&1 || { show_end "$place/vision.log"; fail "the offline run failed"; }
+        keep real_vision
         ;;
     real_preempting)
         serve real_preempting preempting --max-model-len 512 --max-num-seqs 8 --max-num-batched-tokens 192 \

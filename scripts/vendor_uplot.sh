@@ -23,3 +23,4 @@ cp "$work/package/LICENSE" "$work/package/dist/uPlot.iife.min.js" "$work/package
 chmod 644 "$target"/*
 printf 'uPlot %s, from npm (https://github.com/leeoniya/uPlot), unchanged; fetched by scripts/vendor_uplot.sh\n%s\n' \
     "$VERSION" "$INTEGRITY" >"$target/VERSION"
+(cd "$target" && sha256sum LICENSE uPlot.iife.min.js uPlot.min.css >SHA256SUMS)

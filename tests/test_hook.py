@@ -334,17 +334,51 @@ class Scheduler:
     finished_req_ids = ()
 scheduler = Scheduler()
 setattr(scheduler, n.BOOKS, n.SchedulerBooks())
+update = hooked(lambda scheduler, outputs: outputs, kind=n.CALL, after=n.after_update_from_output)
 outputs = collections.defaultdict(Outputs)
 outputs[0] = Outputs([Output([1]), Output([1, 2])])
 outputs[3] = Outputs([])
-n.after_update_from_output(outputs, scheduler)
+update(scheduler, outputs)
 print(written())
-n.after_update_from_output(None, scheduler)
-try: n.after_update_from_output({0: Outputs([object()])}, scheduler)
-except AttributeError: print("said")
+update(scheduler, None)
+update(scheduler, {0: Outputs([object()])})
+print(update.failures)
 """,
     )
-    assert done.stdout.split() == ["2", "said"], done.stderr
+    assert done.stdout.split() == ["2", "1"], done.stderr
+    assert "new_token_ids" in done.stderr
+
+
+def test_a_signal_that_comes_while_an_extractor_reads_is_vllms(tmp_path: Path) -> None:
+    done = record(
+        tmp_path,
+        """
+class Output:
+    @property
+    def external_req_id(self): raise KeyboardInterrupt
+f = hooked(lambda processor, request: 1, kind=n.CALL, before=n.before_processor_add_request)
+for _ in range(5):
+    try: f(None, Output())
+    except KeyboardInterrupt: print("interrupted")
+print(f.failures)
+""",
+    )
+    assert done.stdout.split() == 5 * ["interrupted"] + ["0"], done.stderr
+
+
+def test_native_extractors_take_arguments_by_name_too(tmp_path: Path) -> None:
+    done = record(
+        tmp_path,
+        """
+f = hooked(lambda self, **named: None, before=n.before_process_outputs)
+f(None, engine_core_outputs=[1, 2], engine_core_timestamp=2.5)
+f(None, engine_core_outputs=[], something_new=3)
+print(written(), f.failures)
+f(None, something_new=3)
+print(written(), f.failures)
+""",
+    )
+    assert done.stdout.split() == ["2", "0", "2", "1"], done.stderr
 
 
 def test_many_threads_hammering_one_hook_lose_no_call() -> None:

@@ -6,6 +6,7 @@ python with_polars.py [SESSION]        # default: the newest session
 import sys
 
 import polars as pl
+
 import profilemate
 
 session = profilemate.open_session(*sys.argv[1:2])

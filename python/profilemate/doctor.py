@@ -74,6 +74,11 @@ TABLES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         ("model_runner.sample", "model_runner_v2.sample"),
         ["sampling_timing.csv", "sampling_summary.json"],
     ),
+    # What a model calls its encoder is known when it is loaded.
+    "encoder_decoder_timing": (
+        ("model_runner.forward", "model_runner_v2.forward_begins"),
+        ["encoder_decoder_timing.csv", "encoder_decoder_summary.json"],
+    ),
 }
 
 

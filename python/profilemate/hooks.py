@@ -36,8 +36,9 @@ class HookSpec:
     group: str = ""
     closes_step: bool = False
     needs_step: bool = False
-    before: Callable[..., Any] | None = None
-    after: Callable[..., Any] | None = None
+    #: What reads the call: of those that run in every step, native ones.
+    before: Callable[..., Any] | _native.Extractor | None = None
+    after: Callable[..., Any] | _native.Extractor | _native.Dispatch | None = None
     #: Name of the hook whose sum this one writes.
     accumulator: str | None = None
     #: Attach at every place that exists (an override and what it overrides), not at the first one only.
@@ -46,10 +47,34 @@ class HookSpec:
     timing: str | None = None
     #: Not there in every version: its absence is not worth a word.
     optional: bool = False
+    #: What vLLM does instead in the versions that do not have it, and what that costs the user.
+    without: str = ""
+    #: Put in place only where the hook of this name finds nothing.
+    instead_of: str = ""
 
     def modules(self) -> set[str]:
         """The modules that it may be in."""
         return {place.partition(":")[0] for place in self.places}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a probe reads of a class of vLLM, or of the arguments of a function.
+
+    Said for `profilemate doctor` and the table of versions (`docs/versions.md`), which check it against vLLM's sources;
+    nothing that records looks at it.
+    """
+
+    #: `module:Class`, or `module:function()` for its parameters and variables: where it may be, in the order of
+    #: preference.
+    owners: tuple[str, ...]
+    names: tuple[str, ...]
+    #: Semantic names of the hooks in which it is read; one of them must be attached for it to be read at all.
+    hooks: tuple[str, ...]
+    #: One of the names is enough: they are what it was called in different versions.
+    one_of: bool = False
+    #: What it costs the user where a version does not have it. Empty: every version has it, or the hook fails.
+    without: str = ""
 
 
 @dataclass
@@ -69,9 +94,10 @@ class Attached:
         return self._groups.setdefault(name, len(self._groups) + 1)
 
     def attach(self, spec: HookSpec, module: ModuleType) -> str | None:
-        """Attaches a hook in a module that was just imported. Returns the place, or `None` if it is not there."""
+        """Attaches a hook in a module that was just imported. Returns the places there, or `None` if there are none."""
         if spec.name in self.places and not spec.everywhere:
             return None
+        attached: list[str] = []
         for place in spec.places:
             module_name, _, path = place.partition(":")
             if module_name != module.__name__:
@@ -83,6 +109,8 @@ class Attached:
                 continue
             owner, attribute, function = found
             if isinstance(function, _native.Hook):
+                if spec.everywhere:
+                    continue
                 return None
             accumulator = self.objects.get(spec.accumulator) if spec.accumulator else None
             hook = _native.Hook(
@@ -104,8 +132,10 @@ class Attached:
             self.objects[spec.name] = hook
             self.places.setdefault(spec.name, []).append(place)
             self.absent.pop(spec.name, None)
-            return place
-        return None
+            attached.append(place)
+            if not spec.everywhere:
+                break
+        return ", ".join(attached) or None
 
 
 def _find(module: ModuleType, path: str) -> tuple[Any, str, Any] | None:

@@ -21,12 +21,6 @@ SESSION_VARIABLE = "PROFILEMATE_SESSION"
 #: Set by the launcher: it makes the tables.
 COLLECTOR_VARIABLE = "PROFILEMATE_COLLECTOR"
 
-#: Profilers that this version does not have yet.
-_NOT_BUILT = {
-    "moe_expert_tracking",
-    "encoder_decoder_timing",
-}
-
 #: What is attached in this process.
 ATTACHED = Attached()
 
@@ -73,13 +67,24 @@ def _open(role: str, rank: int, data_parallel_rank: int) -> None:
     if values["cpu_timing"] and _native.on_garbage_collection not in gc.callbacks:
         # A forked child has its parent's.
         gc.callbacks.append(_native.on_garbage_collection)
+    if values["nvtx"]:
+        _use_nvtx()
     if values["verbose"]:
-        profilers = ", ".join(name for name in PROFILERS if values[name] and name not in _NOT_BUILT)
+        profilers = ", ".join(name for name in PROFILERS if values[name])
         sys.stderr.write(
             f"profilemate: [{os.getpid()}] {role}-{rank} records {profilers} to {folder} (timing: wall)\n"
         )
     if made and COLLECTOR_VARIABLE not in os.environ:
         _start_collector(folder)
+
+
+def _use_nvtx() -> None:
+    """Has torch's binding of NVTX make the ranges. vLLM has imported torch long before a log is opened."""
+    nvtx: Any = getattr(getattr(sys.modules.get("torch"), "_C", None), "_nvtx", None)
+    if hasattr(nvtx, "rangePushA") and hasattr(nvtx, "rangePop"):
+        _native.use_nvtx(nvtx.rangePushA, nvtx.rangePop)
+    else:
+        sys.stderr.write("profilemate: nvtx is on, but this torch has no NVTX; there are no ranges\n")
 
 
 def _start_collector(folder: str) -> None:
@@ -177,8 +182,6 @@ def _note_process() -> None:
         _native.fact(f"flag:{profiler}", "1" if values[profiler] else "0")
         if not values[profiler]:
             _native.fact(f"profiler:{profiler}", "off")
-        elif profiler in _NOT_BUILT:
-            _native.fact(f"profiler:{profiler}", "could not attach: not in this version of ProfileMate")
     _native.fact("flag:cuda_events_enabled", "1" if values["timing"] == "events" else "0")
     _native.fact("timing_mode", "wall")
     _native.fact("python_version", sys.version.split()[0])
@@ -226,7 +229,8 @@ _SETTINGS = {
 def _note_config(vllm_config: Any) -> None:
     model = getattr(getattr(vllm_config, "model_config", None), "model", None)
     if isinstance(model, str):
-        _native.fact("model", model)
+        # It may be a URL.
+        _native.fact("model", _native.without_secrets(model))
     for part, names in _SETTINGS.items():
         config = getattr(vllm_config, part, None)
         for name in names:
@@ -238,44 +242,40 @@ def _note_config(vllm_config: Any) -> None:
                 _native.fact(f"setting:{name.lstrip('_')}", str(value))
 
 
-#: Words in the name of an option whose value is nobody's business.
-_SECRET_WORDS = ("key", "token", "secret", "password", "credential", "auth")
-#: Options that have such a word in their name and a harmless value.
-_NOT_SECRET = ("max-num-batched-tokens", "tokenizer", "max-tokens", "token-ids", "num-tokens")
-
-
-def command_without_secrets(arguments: list[str]) -> str:
-    """A command line with the values of secret options, and of `NAME=value` words with such names, removed."""
-    shown: list[str] = []
-    hide_next = False
-    for argument in arguments:
-        if hide_next and not argument.startswith("-"):
-            # Options such as --api-key take several values.
-            shown.append("***")
-            continue
-        name, equals, _ = argument.partition("=")
-        plain = name.lstrip("-").lower().replace("_", "-")
-        looks_secret = any(word in plain for word in _SECRET_WORDS) and not any(
-            harmless in plain for harmless in _NOT_SECRET
-        )
-        is_option = argument.startswith("-")
-        hide_next = is_option and looks_secret and not equals
-        shown.append(f"{name}=***" if looks_secret and equals else argument)
-    return " ".join(shown)
-
-
 def note_command() -> None:
     """Notes how this process was started."""
-    _native.fact("command", command_without_secrets(list(getattr(sys, "orig_argv", sys.argv))))
+    words = [str(word).encode("utf-8", "replace").decode() for word in getattr(sys, "orig_argv", sys.argv)]
+    _native.fact("command", _native.command_line(words))
+
+
+def _cuda() -> Any:
+    """`torch.cuda`, if torch is there and has a GPU that it uses in this process; else `None`."""
+    torch = sys.modules.get("torch")
+    if torch is None or not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return None
+    return torch.cuda
+
+
+def use_device_code() -> str | None:
+    """Has our code loaded into the GPU's context, unless it is. Returns why it cannot be used, if so.
+
+    To be called before vLLM captures graphs. The answer is in the log, too.
+    """
+    cuda = _cuda()
+    if cuda is None:
+        return "there is no GPU"
+    stream_function = getattr(sys.modules["torch"]._C, "_cuda_getCurrentRawStream", None)
+    if stream_function is None:
+        return "torch does not tell its stream"
+    reason = _native.load_device_code(stream_function, cuda.current_device())
+    _native.fact("device_code", "on" if reason is None else f"could not load: {reason}")
+    return reason
 
 
 def use_device() -> None:
     """Notes which GPU torch uses in this process and has steps timed on it; never makes torch initialise one."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return
-    cuda = torch.cuda
-    if not (cuda.is_available() and cuda.is_initialized()):
+    cuda = _cuda()
+    if cuda is None:
         return
     values = settings()
     device = cuda.current_device()
@@ -284,12 +284,14 @@ def use_device() -> None:
     driver = _native.cuda_driver_version()
     if driver is not None:
         _native.fact("gpu_driver", f"CUDA {driver}")
-    if not (values["forward_pass_timing"] or values["sampling_timing"]):
+    if not any(
+        values[profiler] for profiler in ("forward_pass_timing", "encoder_decoder_timing", "sampling_timing")
+    ):
         return
     if values["timing"] == "lightweight":
         _native.fact("timing_mode", "lightweight")
         return
-    stream_function = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    stream_function = getattr(sys.modules["torch"]._C, "_cuda_getCurrentRawStream", None)
     if stream_function is not None and _native.use_cuda(stream_function, device, values["cuda_event_batch_size"]):
         _native.fact("timing_mode", "events")
     else:

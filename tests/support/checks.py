@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,16 @@ def grouped(rows: Iterable[Row], key: str, value: str) -> dict[str, list[float]]
     for row in rows:
         groups[row[key]].append(float(row[value]))
     return groups
+
+
+#: pytest's fixture: what it is given stands in the report.
+Record = Callable[[str, object], None]
+
+
+def same(record_property: Record, name: str, ours: float, theirs: float) -> None:
+    """Our number is vLLM's; both are kept in the report of the tests, where `scripts/version_runs.sh` reads them."""
+    record_property(name, f"{ours:g} = {theirs:g}")
+    assert ours == theirs, name
 
 
 def close(expected: Any) -> Any:
@@ -124,6 +134,33 @@ def rows_are_consistent(session: Session) -> None:
         assert float(row["timestamp_sec"]) >= 0
 
 
+def components_are_no_more_than_the_step(session: Session) -> None:
+    """Encoder and decoder lie in the worker's part of the step, apart from one another; summed up in the summary."""
+    worked = dict(session.durations("model_execution"))
+    spent: dict[str, float] = defaultdict(float)
+    decoder = [row for row in session.components if row["component"] == "decoder"]
+    for row in session.components:
+        if row["component"] != "cross_attention":
+            spent[row["step"]] += float(row["duration_ms"])
+    # A kill may come between a forward pass and the end of its step.
+    assert all(ms <= worked.get(step, ms) for step, ms in spent.items())
+    assert [(row["step"], row["duration_ms"]) for row in decoder] == [
+        (row["step"], row["forward_time_ms"]) for row in session.forward
+    ]
+    of_decoder = {row["step"]: float(row["duration_ms"]) for row in decoder}
+    summary = session.json("encoder_decoder_summary.json")
+    times = grouped(session.components, "component", "duration_ms")
+    for component, durations in times.items():
+        names = ["count", "total_ms", "mean_ms", "std_ms", "min_ms", "max_ms", "p50_ms", "p99_ms"]
+        assert summary[component] == close(statistics(durations, names)), component
+    for row in session.components:
+        if row["component"] == "cross_attention":
+            assert float(row["duration_ms"]) <= of_decoder[row["step"]]
+    assert summary["encoder_pct"] + summary["decoder_pct"] == pytest.approx(100)
+    both = sum(times["encoder"]) + sum(times["decoder"])
+    assert summary["encoder_pct"] == close(100 * sum(times["encoder"]) / both)
+
+
 def add_up(whole: dict[str, Any]) -> None:
     """The parts of a division are its whole, in all that is said of them."""
     parts = whole["parts"].values()
@@ -175,6 +212,11 @@ def breakdown_is_that_of_the_rows(session: Session) -> None:
     within_one_percent = pytest.approx(total("engine_step"), rel=0.01)
     assert steps["total_ms"] == breakdown["run"]["parts"]["engine_step"]["total_ms"] == within_one_percent
     assert breakdown["run"]["parts"]["engine_idle"]["total_ms"] == pytest.approx(total("engine_idle"), rel=0.01)
+    encoders = spans((row for row in session.components if row["component"] == "encoder"), "duration_ms")
+    if encoders:
+        assert steps["parts"]["encoder"]["total_ms"] == pytest.approx(
+            overlap(by_operation["engine_step"], encoders), rel=0.01
+        )
     if engines == 1 and len(breakdown["workers"]) == 1:
         # Nothing overlaps then but the engine and its worker.
         for part, rows in [
@@ -182,6 +224,9 @@ def breakdown_is_that_of_the_rows(session: Session) -> None:
             *((name, by_operation[name]) for name in ("scheduling", "update_from_output", "batch_preparation")),
         ]:
             expected = overlap(by_operation["engine_step"], rows)
+            if part == "batch_preparation":
+                # Encoders run while the batch is prepared, and are a part of their own.
+                expected -= overlap(by_operation["engine_step"], encoders)
             assert steps["parts"][part]["total_ms"] == pytest.approx(expected, rel=0.01, abs=0.1), part
     intervals = breakdown["throughput"]["intervals"]
     counted = {
@@ -249,6 +294,7 @@ def sound(session: Session) -> None:
     forward_summary_is_that_of_the_rows(session)
     cpu_summary_is_that_of_the_rows(session)
     batch_summary_is_that_of_the_rows(session)
+    components_are_no_more_than_the_step(session)
     breakdown_is_that_of_the_rows(session)
     latency_is_that_of_the_rows(session)
     costs_are_those_of_the_rows(session)

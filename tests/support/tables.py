@@ -50,6 +50,16 @@ COLUMNS = {
         "process",
         "limited_by",
     ],
+    "encoder_decoder_timing.csv": [
+        "timestamp_sec",
+        "component",
+        "duration_ms",
+        "context",
+        "num_items",
+        "num_tokens",
+        "step",
+        "process",
+    ],
     "request_lifecycle.csv": [
         "request_id",
         "started_sec",
@@ -150,6 +160,7 @@ SUMMARIES = [
     "batch_utilization_summary.json",
     "preemption_summary.json",
     "kv_cache_summary.json",
+    "encoder_decoder_summary.json",
     "sampling_summary.json",
     "breakdown.json",
     "findings.json",
@@ -183,6 +194,10 @@ class Session:
     @cached_property
     def operations(self) -> list[Row]:
         return self.rows("cpu_operations_timing.csv")
+
+    @cached_property
+    def components(self) -> list[Row]:
+        return self.rows("encoder_decoder_timing.csv")
 
     @cached_property
     def batches(self) -> list[Row]:

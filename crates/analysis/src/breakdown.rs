@@ -32,6 +32,8 @@ pub enum Part {
     BatchPreparation,
     /// Where the GPU's clock times passes: a worker's host is in the model's call, and the GPU does not work yet.
     Launch,
+    /// A worker's encoders (vision, audio) are run, by the clock that times them.
+    Encoder,
     /// A worker's model is run, by the clock that times it.
     Forward,
     /// Tokens are proposed (speculative decoding).
@@ -56,10 +58,11 @@ pub enum Part {
 
 impl Part {
     /// Every part, in the order of reports.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Scheduling,
         Self::BatchPreparation,
         Self::Launch,
+        Self::Encoder,
         Self::Forward,
         Self::Drafting,
         Self::Sampling,
@@ -78,6 +81,7 @@ impl Part {
             Self::Scheduling => "scheduling",
             Self::BatchPreparation => "batch_preparation",
             Self::Launch => "launch",
+            Self::Encoder => "encoder",
             Self::Forward => "forward",
             Self::Drafting => "drafting",
             Self::Sampling => "sampling",
@@ -203,6 +207,8 @@ pub struct WorkerTime {
 pub struct GpuTime {
     /// Steps.
     pub steps: u64,
+    /// Encoders, before forward passes.
+    pub encoder_ns: u64,
     /// Forward passes.
     pub forward_ns: u64,
     /// Sampling.
@@ -218,9 +224,9 @@ pub struct GpuTime {
 }
 
 impl GpuTime {
-    /// From the first to the last kernel of the steps.
+    /// From the first to the last kernel of the steps, and encoders.
     pub fn busy_ns(&self) -> u64 {
-        [self.forward_ns, self.sampling_ns, self.drafting_ns, self.other_ns]
+        [self.encoder_ns, self.forward_ns, self.sampling_ns, self.drafting_ns, self.other_ns]
             .into_iter()
             .fold(0, u64::saturating_add)
     }
@@ -356,6 +362,9 @@ impl Collector {
         let (Some(engine), Some(placed), Some(busy_ns)) = (engine, pass.gpu_start, pass.gpu_busy_ns) else {
             return;
         };
+        if let (Some(start_ns), Some(encoder_ns)) = (pass.gpu_encoder_start_ns(), pass.gpu_encoder_ns) {
+            engine.mark(start_ns, start_ns.saturating_add_unsigned(encoder_ns), Kind::Encoder);
+        }
         let end_ns = placed.start_ns.saturating_add_unsigned(busy_ns);
         let mut from_ns = placed.start_ns;
         for (kind, ns) in [

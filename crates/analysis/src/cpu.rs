@@ -54,6 +54,8 @@ pub(crate) fn is_operation(name: Name) -> bool {
             | Name::Drafting
             | Name::OutputReady
             | Name::GraphCapture
+            | Name::Encoder
+            | Name::CrossAttention
     )
 }
 

@@ -91,6 +91,10 @@ pub struct Facts {
     pub profilers: Vec<(String, String)>,
     /// Whether vLLM tells of evicted KV cache blocks: `on`, or `could not attach: …`.
     pub kv_evictions: Option<String>,
+    /// Whether pairs of experts were counted.
+    pub moe_coselection: bool,
+    /// Whether routing weights were counted.
+    pub moe_weights: bool,
     /// What each hook resolved to, or `absent: …`; by name.
     pub hooks: Vec<(String, String)>,
 }
@@ -163,6 +167,8 @@ impl Facts {
                 .filter_map(|name| Some((name.to_owned(), strongest(&format!("profiler:{name}"))?.to_owned())))
                 .collect(),
             kv_evictions: strongest("kv_evictions").map(str::to_owned),
+            moe_coselection: first("moe_coselection").is_some_and(|on| on == "1"),
+            moe_weights: first("moe_weights").is_some_and(|on| on == "1"),
             hooks: hooks
                 .into_iter()
                 .filter_map(|name| Some((name.to_owned(), strongest(&format!("hook:{name}"))?.to_owned())))

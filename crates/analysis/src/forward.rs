@@ -46,8 +46,12 @@ pub struct Pass<'a> {
     pub descriptor: Option<&'a str>,
     /// Tokens with padding.
     pub padded_tokens: Option<u64>,
-    /// GPU time between the step before and this one.
+    /// GPU time between the step before and this one in which nothing was done.
     pub gpu_idle_ns: Option<u64>,
+    /// GPU time that encoders took between the step before and this one; `None` = none did, or it is not known.
+    pub gpu_encoder_ns: Option<u64>,
+    /// From the step before to the first call of an encoder, on the GPU.
+    pub gpu_encoder_after_ns: Option<u64>,
     /// From the first kernel of the forward pass to the last of the step, on the GPU.
     pub gpu_busy_ns: Option<u64>,
     /// When the GPU began it, on the session's clock, and how far off that may be.
@@ -67,6 +71,16 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// When the GPU began with the encoders of this step, nanoseconds since the session's start; `None` = it did not, or that is
+    /// not known.
+    pub fn gpu_encoder_start_ns(&self) -> Option<i64> {
+        let encoder_ns = self.gpu_encoder_ns?;
+        let before_ns = self.gpu_idle_ns?.saturating_add(encoder_ns);
+        Some(
+            self.gpu_start?.start_ns.saturating_sub_unsigned(before_ns.saturating_sub(self.gpu_encoder_after_ns?)),
+        )
+    }
+
     /// CUDA graph mode, in vLLM's words.
     pub fn cudagraph_mode(&self) -> Option<&str> {
         // The first word of a descriptor is the mode.
@@ -81,7 +95,7 @@ pub struct GpuTime {
     pub process: String,
     /// Steps between which the bubble is known.
     pub steps: u64,
-    /// From the first to the last kernel of those steps, nanoseconds.
+    /// From the first to the last kernel of those steps, and calls of encoders before them; nanoseconds.
     pub busy_ns: u64,
     /// Between them, nanoseconds.
     pub idle_ns: u64,
@@ -246,7 +260,8 @@ impl Collector {
         {
             worker.gpu.steps += 1;
             worker.gpu.idle_ns = worker.gpu.idle_ns.saturating_add(idle);
-            worker.gpu.busy_ns = worker.gpu.busy_ns.saturating_add(busy);
+            let encoder_ns = step.encoder_ns.unwrap_or(0);
+            worker.gpu.busy_ns = worker.gpu.busy_ns.saturating_add(busy).saturating_add(encoder_ns);
             if (phase_before, phase) == (Some(Phase::Decode), Some(Phase::Decode)) {
                 worker.gpu.decoding.add(idle, busy);
             }
@@ -257,6 +272,8 @@ impl Collector {
         Some(Pass {
             duration_ns: step.forward_ns,
             gpu_idle_ns: step.idle_before_ns,
+            gpu_encoder_ns: step.encoder_ns,
+            gpu_encoder_after_ns: step.encoder_after_ns,
             gpu_busy_ns: step.busy_ns,
             gpu_start: step.placed,
             sample_ns: step.sample_ns,
@@ -328,6 +345,8 @@ fn pass<'a>(context: &Context<'a>, event: &Event, descriptor: u32, padded_tokens
         descriptor: log.head.string(descriptor),
         padded_tokens: Some(padded_tokens).filter(|tokens| *tokens != 0),
         gpu_idle_ns: None,
+        gpu_encoder_ns: None,
+        gpu_encoder_after_ns: None,
         gpu_busy_ns: None,
         gpu_start: None,
         sample_ns: None,

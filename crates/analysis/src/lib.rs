@@ -5,7 +5,7 @@
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
 //! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`],
-//! [`sampling`], [`gpu_memory`]. A new one adds its
+//! [`moe_experts`], [`encoder_decoder`], [`sampling`], [`gpu_memory`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -16,6 +16,7 @@ pub mod cost;
 pub mod counters;
 pub mod cpu;
 pub mod cuda_graphs;
+pub mod encoder_decoder;
 pub mod explain;
 pub mod facts;
 pub mod findings;
@@ -26,6 +27,7 @@ pub mod gpu_memory;
 mod iterations;
 pub mod kv_cache;
 pub mod latency;
+pub mod moe_experts;
 pub mod overhead;
 mod overview;
 pub mod processes;
@@ -63,6 +65,10 @@ pub enum Row<'a> {
     KvUsage(kv_cache::Usage<'a>),
     /// Of the table of evicted blocks.
     KvEviction(kv_cache::Eviction<'a>),
+    /// Of the table of load imbalance: a layer over an interval.
+    ExpertInterval(moe_experts::Interval<'a>),
+    /// Of the table of encoders and decoder.
+    Component(encoder_decoder::Timed<'a>),
     /// Of the sampling table.
     Sampling(sampling::Sampled<'a>),
     /// Of the table of GPU memory.
@@ -100,6 +106,10 @@ pub struct Answers {
     pub requests: Option<requests::Summary>,
     /// The KV cache; `None` when the profiler was not on.
     pub kv_cache: Option<kv_cache::Summary>,
+    /// The load of experts; `None` when the profiler was not on.
+    pub moe_experts: Option<moe_experts::Summary>,
+    /// Encoders against the language model; `None` when the profiler was not on.
+    pub encoder_decoder: Option<encoder_decoder::Summary>,
     /// Sampling; `None` when the profiler was not on.
     pub sampling: Option<sampling::Summary>,
     /// Memory of GPUs, by worker; `None` when the profiler was not on.
@@ -132,6 +142,8 @@ pub(crate) struct Context<'a> {
 struct Collectors {
     requests: Option<requests::Collector>,
     kv_cache: Option<kv_cache::Collector>,
+    moe_experts: Option<moe_experts::Collector>,
+    encoder_decoder: Option<encoder_decoder::Collector>,
     sampling: Option<sampling::Collector>,
     gpu_memory: Option<gpu_memory::Collector>,
 }
@@ -141,6 +153,10 @@ impl Collectors {
         Self {
             requests: facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session)),
             kv_cache: facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session)),
+            moe_experts: facts.is_on(Profiler::MoeExpertTracking).then(moe_experts::Collector::default),
+            encoder_decoder: facts
+                .is_on(Profiler::EncoderDecoderTiming)
+                .then(|| encoder_decoder::Collector::new(session)),
             sampling: facts.is_on(Profiler::SamplingTiming).then(|| sampling::Collector::new(session)),
             gpu_memory: facts.is_on(Profiler::GpuMemory).then(|| gpu_memory::Collector::new(session)),
         }
@@ -158,6 +174,16 @@ impl Collectors {
         }
         if let Some(kv_cache) = &mut self.kv_cache {
             kv_cache.see(context, event, row)?;
+        }
+        if let Some(moe_experts) = &mut self.moe_experts
+            && let Some(found) = moe_experts.see(context.session, event)
+        {
+            row(Row::ExpertInterval(found))?;
+        }
+        if let Some(encoder_decoder) = &mut self.encoder_decoder
+            && let Some(found) = encoder_decoder.see(context, event)
+        {
+            row(Row::Component(found))?;
         }
         if let Some(sampling) = &mut self.sampling {
             sampling.see(context, event, row)?;
@@ -232,6 +258,13 @@ pub fn analyze<E: From<Error>>(
             if is_forward_on {
                 row(Row::Forward(found))?;
             }
+            if let Some(encoder_decoder) = &mut collectors.encoder_decoder {
+                let (decoder, cross_attention) = encoder_decoder.see_pass(&context, &found, &event);
+                row(Row::Component(decoder))?;
+                if let Some(found) = cross_attention {
+                    row(Row::Component(found))?;
+                }
+            }
             if let Some(cuda_graphs) = &mut cuda_graphs
                 && let Some(replay) = cuda_graphs::Replay::of(&found)
             {
@@ -240,7 +273,7 @@ pub fn analyze<E: From<Error>>(
             }
         }
     }
-    let Collectors { requests, kv_cache, sampling, gpu_memory } = collectors;
+    let Collectors { requests, kv_cache, moe_experts, encoder_decoder, sampling, gpu_memory } = collectors;
     let requests = requests.map(|requests| requests.finish(&context, &mut row)).transpose()?;
     let kv_cache = kv_cache.map(|kv_cache| kv_cache.finish(session));
     let (processes, duration_ns) = processes.finish(session);
@@ -265,6 +298,8 @@ pub fn analyze<E: From<Error>>(
         batch: batch.map(batch::Collector::finish),
         requests,
         kv_cache,
+        moe_experts: moe_experts.map(|experts| experts.finish(session)),
+        encoder_decoder: encoder_decoder.map(encoder_decoder::Collector::finish),
         sampling: sampling.map(sampling::Collector::finish),
         gpu_memory: gpu_memory.map(|gpu_memory| gpu_memory.finish(session)),
         garbage: garbage.finish(session),

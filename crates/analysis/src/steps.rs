@@ -89,8 +89,12 @@ pub struct OnGpu {
     pub forward_ns: Option<u64>,
     /// Sampling, nanoseconds.
     pub sample_ns: Option<u64>,
-    /// From the last kernel of the step before to the first of this one, nanoseconds.
+    /// From the last kernel of the step before to the first of this one, without what encoders did in between; nanoseconds.
     pub idle_before_ns: Option<u64>,
+    /// What encoders did in between, nanoseconds; `None` = there was no call of one, or its time is not known.
+    pub encoder_ns: Option<u64>,
+    /// From the last kernel of the step before to the first of the first of those calls, nanoseconds.
+    pub encoder_after_ns: Option<u64>,
     /// From its first kernel to its last, nanoseconds.
     pub busy_ns: Option<u64>,
     /// Drafting, nanoseconds.
@@ -109,6 +113,8 @@ impl OnGpu {
             forward_ns: step.forward_ms.map(nanoseconds),
             sample_ns: step.sample_ms.map(nanoseconds),
             idle_before_ns: step.idle_before_ms.map(nanoseconds),
+            encoder_ns: None,
+            encoder_after_ns: None,
             busy_ns: step.busy_ms.map(nanoseconds),
             draft_ns: step.draft_ms.map(nanoseconds),
             placed: None,
@@ -117,12 +123,38 @@ impl OnGpu {
         }
     }
 
+    /// Takes what encoders did before the forward pass out of the time that the GPU had nothing to do.
+    fn note_encoders(&mut self, calls: &[Call]) {
+        let mut encoders = calls.iter().filter(|call| call.is_encoder && !call.is_in_forward).peekable();
+        self.encoder_after_ns = encoders.peek().and_then(|call| call.gpu_after_ns);
+        let encoder_ns = encoders.try_fold(0, |sum: u64, call| Some(sum.saturating_add(call.gpu_ns?)));
+        self.encoder_ns = encoder_ns.filter(|ns| *ns > 0);
+        self.idle_before_ns = self.idle_before_ns.map(|ns| ns.saturating_sub(self.encoder_ns.unwrap_or(0)));
+    }
+
     /// Whether any of its times is.
     fn is_known(&self) -> bool {
         [self.forward_ns, self.sample_ns, self.idle_before_ns, self.busy_ns, self.draft_ns]
             .iter()
             .any(Option::is_some)
     }
+}
+
+/// A call inside a step that was timed by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// When the host entered it, ticks.
+    pub ticks: u64,
+    /// How long the host was in it, ticks.
+    pub duration_ticks: u64,
+    /// Whether it is of an encoder; otherwise it is cross-attention.
+    pub is_encoder: bool,
+    /// Whether it lies in the forward pass.
+    pub is_in_forward: bool,
+    /// How long the GPU was in it, nanoseconds; `None` = not known.
+    pub gpu_ns: Option<u64>,
+    /// From the GPU's last kernel of the step before to its first, nanoseconds; `None` = not known.
+    pub gpu_after_ns: Option<u64>,
 }
 
 /// When a step was on the GPUs of its workers, nanoseconds since the session's start.
@@ -189,6 +221,20 @@ impl<T: Default> StepTable<T> {
             Some(at) => &mut self.ordered[at].1,
             None => self.late.entry(step).or_default(),
         }
+    }
+
+    fn get_mut(&mut self, step: u64) -> Option<&mut T> {
+        match self.position(step) {
+            Some(at) => Some(&mut self.ordered[at].1),
+            None => self.late.get_mut(&step),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.ordered
+            .iter()
+            .map(|(step, value)| (*step, value))
+            .chain(self.late.iter().map(|(step, value)| (*step, value)))
     }
 
     fn get(&self, step: u64) -> Option<&T> {
@@ -262,6 +308,8 @@ pub(crate) struct Steps {
     worked: Vec<StepTable<Worked>>,
     /// By log, of those whose steps were timed on the GPU.
     on_gpu: Vec<StepTable<OnGpu>>,
+    /// By log, of those that are workers: calls that were timed by themselves, in the order in which they ended.
+    calls: Vec<StepTable<Vec<Call>>>,
     /// What became of drafts, by log, of those that are engines.
     speculated: Vec<StepTable<Speculation>>,
     /// The engine's log for each log, by its part as a worker.
@@ -280,6 +328,7 @@ impl Steps {
             let mut scheduled = StepTable::<Scheduled>::default();
             let mut worked = StepTable::<Worked>::default();
             let mut on_gpu = StepTable::<OnGpu>::default();
+            let mut calls = StepTable::<Vec<Call>>::default();
             let mut speculated = StepTable::<Speculation>::default();
             let mut gpu_clock = GpuClock::default();
             let mut working = Working::default();
@@ -315,6 +364,14 @@ impl Steps {
                         };
                         *on_gpu.entry(record.step) = OnGpu { placed, ..step };
                     }
+                    Payload::GpuCall(timed) => {
+                        let of_step = calls.get_mut(record.step);
+                        let number = usize::try_from(timed.call).unwrap_or(usize::MAX);
+                        if let Some(call) = of_step.and_then(|calls| calls.get_mut(number)) {
+                            call.gpu_ns = timed.ms.map(nanoseconds);
+                            call.gpu_after_ns = timed.after_ms.map(nanoseconds);
+                        }
+                    }
                     Payload::Speculation(found) => *speculated.entry(record.step) = *found,
                     Payload::Outputs(outputs) => steps.outputs.push((outputs.timestamp_bits, record.step)),
                     Payload::Span(span) => match log.span_name(record.name) {
@@ -327,7 +384,18 @@ impl Steps {
                             let worked = worked.entry(record.step);
                             worked.forward_ticks.get_or_insert(record.ticks);
                             (worked.descriptor, worked.padded_tokens) = (span.context, span.value_b);
+                            for call in calls.get_mut(record.step).into_iter().flatten() {
+                                call.is_in_forward |= call.ticks >= record.ticks;
+                            }
                         }
+                        name @ (Name::Encoder | Name::CrossAttention) => calls.entry(record.step).push(Call {
+                            ticks: record.ticks,
+                            duration_ticks: span.duration_ticks,
+                            is_encoder: name == Name::Encoder,
+                            is_in_forward: false,
+                            gpu_ns: None,
+                            gpu_after_ns: None,
+                        }),
                         // Large outputs are taken in several slices; a client sees the first at once.
                         Name::OutputProcessing => {
                             let received = (span.value_a, session.nanoseconds(log, record.ticks));
@@ -348,7 +416,13 @@ impl Steps {
             steps.working.push(working.finish(session, log));
             steps.scheduled.push(scheduled);
             steps.worked.push(worked);
+            for (step, calls) in calls.iter() {
+                if let Some(on_gpu) = on_gpu.get_mut(step) {
+                    on_gpu.note_encoders(calls);
+                }
+            }
             steps.on_gpu.push(on_gpu);
+            steps.calls.push(calls);
             steps.speculated.push(speculated);
         }
         steps.outputs.sort_unstable();
@@ -417,6 +491,11 @@ impl Steps {
     /// What the GPU's clock said of the step of this event.
     pub(crate) fn on_gpu(&self, event: &Event) -> Option<&OnGpu> {
         self.on_gpu[event.log].get(event.record.step)
+    }
+
+    /// The calls in the step of this event that were timed by themselves.
+    pub(crate) fn calls(&self, event: &Event) -> &[Call] {
+        self.calls[event.log].get(event.record.step).map_or(&[], Vec::as_slice)
     }
 
     /// When a step of the engine of this log was on the GPUs; `None` where that of one of its workers is not known.

@@ -1,5 +1,6 @@
 //! `profilemate export`: the tables of a session and its page, made again from its raw logs.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -44,7 +45,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let session = Session::open(&arguments.session)?;
     let folder = match &arguments.output {
         Some(folder) => {
-            std::fs::create_dir_all(folder)
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
                 .with_context(|| format!("cannot make the folder {}", folder.display()))?;
             folder
         }

@@ -12,7 +12,6 @@ mod export;
 mod import;
 mod package;
 mod path;
-mod redact;
 mod report;
 mod run;
 mod say;

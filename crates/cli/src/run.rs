@@ -18,7 +18,7 @@ use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
-use crate::{package, redact, say};
+use crate::{package, say};
 
 /// How long the processes that the command leaves behind may take to end.
 const LEFT_BEHIND: Duration = Duration::from_secs(30);
@@ -166,7 +166,7 @@ fn open_log(session: &Path, arguments: &Arguments) -> Option<Writer> {
     match Writer::open(&options) {
         Ok(mut log) => {
             let words: Vec<_> = arguments.command.iter().map(|word| word.to_string_lossy()).collect();
-            log.fact("command", &redact::command_line(words.iter().map(AsRef::as_ref)));
+            log.fact("command", &profilemate_redact::command_line(words.iter().map(AsRef::as_ref)));
             Some(log)
         }
         Err(error) => {

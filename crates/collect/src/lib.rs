@@ -6,6 +6,7 @@
 mod refresher;
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,12 @@ use profilemate_analysis::Answers;
 use profilemate_output::{Error, tables};
 use profilemate_session::Session;
 use profilemate_session::glance::{Glance, glance};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 pub use refresher::Refresher;
+
+/// A link is not followed.
+const NO_LINK: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 /// Name of the lock in `raw/` that makes sure that a session has one collector.
 pub const LOCK_FILE: &str = "raw/collector.lock";
@@ -42,6 +46,8 @@ impl Collector {
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
+            .custom_flags(NO_LINK)
             .open(&path)
             .map_err(|cause| Error::Write { path, cause })?;
         let lock = match flock(&file, FlockOperation::NonBlockingLockExclusive) {

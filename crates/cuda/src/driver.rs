@@ -1,8 +1,10 @@
 //! The few functions of the CUDA driver that are needed, taken from the library that the process has loaded.
 //!
-//! Names and meanings: CUDA Driver API reference, "Event Management" and "Stream Management".
+//! Names and meanings: CUDA Driver API reference, "Event Management" and "Stream Management"; what device code needs
+//! (`device/calls.rs`) is looked up by itself, so that a driver without it can time steps all the same.
 
-use core::ffi::{c_float, c_int, c_uint, c_void};
+use crate::device::DeviceCalls;
+use core::ffi::{CStr, c_float, c_int, c_uint, c_void};
 use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
@@ -12,13 +14,17 @@ pub struct Stream(pub usize);
 
 /// An event, as the driver knows it (`CUevent`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Event(NonZeroUsize);
+pub(crate) struct Event(pub(crate) NonZeroUsize);
 
 /// A context, as the driver knows it (`CUcontext`); 0 = none is current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Context(usize);
 
 impl Context {
+    pub(crate) fn handle(self) -> Handle {
+        self.0 as Handle
+    }
+
     pub(crate) fn is_none(self) -> bool {
         self.0 == 0
     }
@@ -32,7 +38,7 @@ pub struct Failure(pub i32);
 pub(crate) const NOT_READY: Failure = Failure(600);
 
 /// `CUDA_ERROR_UNKNOWN`: stands for an answer that makes no sense.
-const UNKNOWN: Failure = Failure(999);
+pub(crate) const UNKNOWN: Failure = Failure(999);
 
 /// `CU_EVENT_DEFAULT`: timing is on, waiting would spin.
 const EVENT_DEFAULT: c_uint = 0;
@@ -41,10 +47,10 @@ const CAPTURE_STATUS_NONE: c_int = 0;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
 const CAPTURE_MODE_RELAXED: c_int = 2;
 
-type Handle = *mut c_void;
+pub(crate) type Handle = *mut c_void;
 
 impl Event {
-    fn handle(self) -> Handle {
+    pub(crate) fn handle(self) -> Handle {
         self.0.get() as Handle
     }
 }
@@ -62,9 +68,11 @@ pub struct Driver {
     stream_is_capturing: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
     thread_exchange_stream_capture_mode: unsafe extern "C" fn(*mut c_int) -> c_int,
     driver_get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
+    /// What device code needs; `None` = this driver lacks something of it.
+    device: Option<DeviceCalls>,
 }
 
-fn check(code: c_int) -> Result<(), Failure> {
+pub(crate) fn check(code: c_int) -> Result<(), Failure> {
     if code == 0 { Ok(()) } else { Err(Failure(code)) }
 }
 
@@ -109,7 +117,16 @@ impl Driver {
             stream_is_capturing: function!(c"cuStreamIsCapturing"),
             thread_exchange_stream_capture_mode: function!(c"cuThreadExchangeStreamCaptureMode"),
             driver_get_version: function!(c"cuDriverGetVersion"),
+            device: DeviceCalls::find(|name: &CStr| {
+                // SAFETY: a terminated name, and a library that stays loaded.
+                unsafe { libc::dlsym(library, name.as_ptr()) }
+            }),
         })
+    }
+
+    /// The functions that device code needs, if this driver has all of them.
+    pub(crate) fn device_calls(&self) -> Option<&DeviceCalls> {
+        self.device.as_ref()
     }
 
     /// Version of CUDA that the driver supports: 1000 × major + 10 × minor.

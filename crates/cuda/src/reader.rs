@@ -121,6 +121,10 @@ impl Reader {
             idle_before_ms: self.elapsed(before, forward_begin),
             busy_ms: self.elapsed(forward_begin, step.last),
         };
+        if step.info.call.is_some() {
+            // What follows it in its step is measured from the step before, as it is.
+            return ReadStep { times, context: step.context, free: step.events, free_before: None };
+        }
         self.before = step.last.map(|last| (last, step.context));
         let free = step.events.map(|event| event.filter(|_| event != step.last));
         ReadStep { times, context: step.context, free, free_before: before }
@@ -128,6 +132,10 @@ impl Reader {
 
     /// A step that cannot be read is a row without times.
     fn give_up(&mut self, step: &Step) -> ReadStep {
+        if step.info.call.is_some() {
+            let times = StepTimes::unknown(step.info);
+            return ReadStep { times, context: step.context, free: step.events, free_before: None };
+        }
         // The step after this one does not follow the one before it.
         let before = self.before.take().filter(|(_, context)| *context == step.context);
         let times = StepTimes::unknown(step.info);

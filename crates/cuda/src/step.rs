@@ -52,9 +52,11 @@ pub struct StepInfo {
     pub padded_tokens: u32,
     /// String id of the graph's descriptor; 0 = unknown.
     pub descriptor: u32,
+    /// Which call inside the step it is, from 0; `None` = it is the step itself.
+    pub call: Option<u32>,
 }
 
-/// Times of a step on the GPU, in milliseconds; `None` = not measured.
+/// Times of a step on the GPU, or of a call inside one, in milliseconds; `None` = not measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepTimes {
     /// What the caller gave.
@@ -62,13 +64,13 @@ pub struct StepTimes {
     /// Host ticks at which the GPU was found to have passed the step: a little later than it did, never earlier. Those of
     /// `info` for a step that was not found so.
     pub found_ticks: u64,
-    /// From the first to the last kernel of the forward pass.
+    /// From the first to the last kernel of the forward pass, or of the call.
     pub forward_ms: Option<f32>,
     /// Sampling.
     pub sample_ms: Option<f32>,
     /// Drafting.
     pub draft_ms: Option<f32>,
-    /// From the last kernel of the step before to the first of this one's forward pass.
+    /// From the last kernel of the step before to the first of this one's forward pass, or of the call.
     pub idle_before_ms: Option<f32>,
     /// From the first kernel of the forward pass to the last of the step.
     pub busy_ms: Option<f32>,
@@ -106,7 +108,7 @@ pub struct Counters {
     pub reader_died: bool,
 }
 
-/// A step: its events, of the context that they belong to.
+/// A step, or a call inside one: its events, of the context that they belong to. A call has those of a forward pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Step {
     pub(crate) info: StepInfo,

@@ -27,6 +27,8 @@ pub struct Timer {
     made: usize,
     most_events: usize,
     current: Option<Step>,
+    /// A call inside the step that runs, which is timed by itself.
+    call: Option<Step>,
     complete: Producer<Step>,
     read: Consumer<ReadStep>,
     /// Steps that were handed over and are not back.
@@ -56,6 +58,7 @@ impl Timer {
             made: 0,
             most_events,
             current: None,
+            call: None,
             complete,
             read,
             under_way: 0,
@@ -104,6 +107,7 @@ impl Timer {
     /// A step begins: the one before is complete. Gives some of the times that the reader has read to `read`.
     pub fn begin_step(&mut self, info: StepInfo, mut read: impl FnMut(&StepTimes)) {
         self.take_back(STEPS_PER_STEP, &mut read);
+        self.abandon_call();
         self.end_step(&mut read);
         self.current = (!self.is_off()).then(|| Step::new(info));
     }
@@ -159,6 +163,56 @@ impl Timer {
         }
     }
 
+    /// A call inside the step that runs begins: from here to [`Self::end_call`] it is timed by itself, with two events of its
+    /// own. One at a time: a call inside a call is not timed. `call` is its number in the step.
+    pub fn begin_call(&mut self, call: u32, stream: Stream, ticks: u64) {
+        let Some(step) = self.current.as_ref().filter(|_| self.call.is_none()) else { return };
+        let mut timed = Step::new(StepInfo { ticks, call: Some(call), ..step.info });
+        // The step itself must still have room, and all events that it may need.
+        match self.may_begin(&mut timed, stream, 1) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(failure) => return self.shared.failed(failure),
+        }
+        match self.record_in(&mut timed, Mark::ForwardBegin, stream) {
+            Ok(()) => self.call = Some(timed),
+            Err(failure) => self.shared.failed(failure),
+        }
+    }
+
+    /// The call with this number ends.
+    pub fn end_call(&mut self, call: u32, stream: Stream) {
+        let Some(mut timed) = self.call.take_if(|timed| timed.info.call == Some(call)) else { return };
+        match self.record_in(&mut timed, Mark::ForwardEnd, stream) {
+            Ok(()) => self.hand_over(timed),
+            Err(failure) => {
+                self.shared.failed(failure);
+                self.free.extend(timed.events.iter().flatten());
+            }
+        }
+    }
+
+    /// The call that runs, if one does, has no end.
+    pub fn abandon_call(&mut self) {
+        if let Some(timed) = self.call.take()
+            && timed.context == self.context_number
+        {
+            self.free.extend(timed.events.iter().flatten());
+        }
+    }
+
+    /// Records an event at a place that has none.
+    fn record_in(&mut self, step: &mut Step, mark: Mark, stream: Stream) -> Result<(), Failure> {
+        let event = self.take_event()?;
+        if let Err(failure) = self.driver.record(event, stream) {
+            self.free.push(event);
+            return Err(failure);
+        }
+        step.events[mark as usize] = Some(event);
+        step.last = Some(event);
+        Ok(())
+    }
+
     /// Whether an event was recorded.
     fn try_mark(&mut self, step: &mut Step, mark: Mark, stream: Stream, ticks: u64) -> Result<bool, Failure> {
         let marked = step.event(mark);
@@ -167,7 +221,7 @@ impl Timer {
             return Ok(false);
         }
         if mark == Mark::ForwardBegin {
-            if !self.may_begin(step, stream)? {
+            if !self.may_begin(step, stream, 0)? {
                 return Ok(false);
             }
         } else if step.last.is_none() {
@@ -192,9 +246,9 @@ impl Timer {
         Ok(true)
     }
 
-    /// Whether a step can be timed that begins here. Asked once: graphs are captured between steps, and the rest of a step
-    /// runs in the context that it began in.
-    fn may_begin(&mut self, step: &mut Step, stream: Stream) -> Result<bool, Failure> {
+    /// Whether a step, or a call inside one, can be timed that begins here. Asked once: graphs are captured between steps, and
+    /// the rest of a step runs in the context that it began in. `others` is how many that run need room, too.
+    fn may_begin(&mut self, step: &mut Step, stream: Stream, others: usize) -> Result<bool, Failure> {
         let context = self.driver.current_context()?;
         if context.is_none() {
             return Ok(false);
@@ -208,7 +262,7 @@ impl Timer {
         }
         // A step begins only if it can have all events that it may need.
         let events_left = self.free.len() + (self.most_events - self.made);
-        if self.under_way >= self.most_under_way || events_left < MARKS {
+        if self.under_way + others >= self.most_under_way || events_left < MARKS * (1 + others) {
             self.exhausted += 1;
             return Ok(false);
         }
@@ -241,6 +295,7 @@ impl Timer {
     /// `stop` ends the reader's thread, which looks once more, and gives the reader. Without it (it hangs) events stay, for
     /// it may be using them.
     pub fn close(mut self, stop: impl FnOnce() -> Option<Reader>, mut read: impl FnMut(&StepTimes)) -> Counters {
+        self.abandon_call();
         self.end_step(&mut read);
         let reader = stop();
         self.take_back(self.under_way, &mut read);

@@ -1,85 +1,16 @@
 //! The timer on a driver that is none (`fake/fake_cuda.c`): every path of it, without a GPU.
 
+mod common;
+
+use common::{FAKE, Fake, fake};
 use profilemate_cuda::{
     Clock, Counters, Driver, Failure, Mark, Reader, ReaderThread, StepInfo, StepTimes, Stream, Timer,
 };
-use std::ffi::{CString, c_char, c_int, c_long};
-use std::os::unix::ffi::OsStrExt;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::ffi::c_long;
 use std::time::{Duration, Instant};
 
 const STREAM: Stream = Stream(1);
 const MILLISECOND: u64 = 1_000_000;
-
-macro_rules! fake {
-    ($($name:ident($($argument:ident: $kind:ty),*) $(-> $result:ty)?;)*) => {
-        #[derive(Clone, Copy)]
-        struct Fake { $($name: unsafe extern "C" fn($($kind),*) $(-> $result)?),* }
-        impl Fake {
-            fn load() -> Self {
-                let folder = tempfile::tempdir().unwrap();
-                let library = folder.path().join("libcuda.so.1");
-                let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/fake_cuda.c");
-                let compiled = std::process::Command::new("cc")
-                    .args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread", "-Wl,-soname,libcuda.so.1", "-o"])
-                    .arg(&library)
-                    .arg(source)
-                    .status()
-                    .unwrap();
-                assert!(compiled.success());
-                let path = CString::new(library.as_os_str().as_bytes()).unwrap();
-                // SAFETY: a library of ours, which runs nothing when it is loaded.
-                let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-                assert!(!handle.is_null());
-                $(
-                    // SAFETY: the library exports the function with this type.
-                    let $name = unsafe {
-                        let name = CString::new(concat!("fake_", stringify!($name))).unwrap();
-                        let function = libc::dlsym(handle, name.as_ptr());
-                        assert!(!function.is_null());
-                        std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn($($kind),*) $(-> $result)?>(function)
-                    };
-                )*
-                Self { $($name),* }
-            }
-            $(
-                fn $name(&self $(, $argument: $kind)*) $(-> $result)? {
-                    // SAFETY: the fake takes any value; strings are terminated.
-                    unsafe { (self.$name)($($argument),*) }
-                }
-            )*
-        }
-    };
-}
-
-fake! {
-    reset();
-    advance(ns: u64);
-    now() -> u64;
-    launch(stream: usize, ns: u64);
-    capture(stream: usize, on: c_int);
-    context(id: usize);
-    fail(name: *const c_char, code: c_int, after: c_long, count: c_long);
-    calls(name: *const c_char) -> u64;
-    host_calls(name: *const c_char) -> u64;
-    broken_captures() -> u64;
-    live_events() -> u64;
-    all_events() -> u64;
-}
-
-static FAKE: OnceLock<Fake> = OnceLock::new();
-
-/// The fake, to one test at a time: it is one driver for the process.
-fn fake() -> (MutexGuard<'static, ()>, Fake, &'static Driver) {
-    static LOCK: Mutex<()> = Mutex::new(());
-    let guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    let fake = *FAKE.get_or_init(|| {
-        assert!(Driver::loaded().is_none(), "a real driver is loaded");
-        Fake::load()
-    });
-    fake.reset();
-    (guard, fake, Driver::loaded().expect("the fake is loaded"))
-}
 
 /// The fake's own time, in nanoseconds.
 const CLOCK: Clock = Clock { ticks: || FAKE.get().map_or(0, Fake::now), ticks_per_second: 1_000_000_000 };
@@ -527,4 +458,132 @@ fn drafting_is_timed_by_itself_and_parts_of_a_forward_pass_are_one() {
     // The second beginning is no event, and the second end is the first one's.
     assert_eq!((fake.calls(c"create".as_ptr()), fake.calls(c"record".as_ptr())), (4, 5));
     assert_eq!(fake.calls(c"destroy".as_ptr()), 0);
+}
+
+/// The calls in what was read: step, number and milliseconds.
+fn calls_of(read: &[StepTimes]) -> Vec<(u64, u32, Option<f32>)> {
+    read.iter().filter_map(|times| Some((times.info.step, times.info.call?, times.forward_ms))).collect()
+}
+
+/// A step with calls of so many milliseconds before its forward pass.
+fn run_with_calls(worker: &mut Worker, step: u64, calls: &[u64]) {
+    worker.begin(step);
+    for (number, ms) in (0..).zip(calls) {
+        worker.timer.begin_call(number, STREAM, worker.fake.now());
+        worker.fake.launch(STREAM.0, ms * MILLISECOND);
+        worker.timer.end_call(number, STREAM);
+    }
+    launch(&mut worker.timer, &worker.fake, 2, 1);
+}
+
+#[test]
+fn calls_inside_a_step_are_timed_by_themselves_and_leave_its_times_as_they_are() {
+    let (_guard, fake, driver) = fake();
+    let mut worker = Worker::new(fake, driver, 100);
+    for step in 1..=4 {
+        run_with_calls(&mut worker, step, &[5, 7]);
+        fake.advance(20 * MILLISECOND);
+    }
+    let (counters, read) = worker.close();
+    assert_eq!(counters.failures, 0);
+    let calls = calls_of(&read);
+    assert_eq!(calls.len(), 8);
+    assert!(calls.iter().all(|(_, number, ms)| near(*ms, if *number == 0 { 5.0 } else { 7.0 })), "{calls:?}");
+    // Each comes before its step.
+    let order: Vec<(u64, bool)> = read.iter().map(|times| (times.info.step, times.info.call.is_none())).collect();
+    assert_eq!(order[..6], [(1, false), (1, false), (1, true), (2, false), (2, false), (2, true)]);
+    // The steps: 15 ms of work, 5 ms of nothing; from one step's end to the next one's forward pass also its calls pass.
+    let steps: Vec<&StepTimes> = read.iter().filter(|times| times.info.call.is_none()).collect();
+    assert!(steps.iter().all(|times| near(times.forward_ms, 2.0) && near(times.busy_ms, 3.0)), "{steps:?}");
+    assert!(steps[1..].iter().all(|times| near(times.idle_before_ms, 17.0)), "{steps:?}");
+    // And a call knows how long after the step before it began.
+    let second: Vec<f32> = read
+        .iter()
+        .filter(|t| t.info.step == 2 && t.info.call.is_some())
+        .filter_map(|t| t.idle_before_ms)
+        .collect();
+    assert!(near(Some(second[0]), 5.0) && near(Some(second[1]), 10.0), "{second:?}");
+    assert_eq!(fake.live_events(), 0);
+}
+
+#[test]
+fn calls_without_a_step_inside_another_call_or_without_an_end_are_not_timed() {
+    let (_guard, fake, driver) = fake();
+    let mut worker = Worker::new(fake, driver, 100);
+    worker.timer.begin_call(0, STREAM, 0);
+    worker.timer.end_call(0, STREAM);
+    assert_eq!(fake.calls(c"record".as_ptr()), 0);
+    worker.begin(1);
+    worker.timer.begin_call(0, STREAM, 0);
+    worker.timer.begin_call(1, STREAM, 0);
+    fake.launch(STREAM.0, MILLISECOND);
+    worker.timer.end_call(1, STREAM);
+    worker.timer.end_call(0, STREAM);
+    worker.timer.begin_call(2, STREAM, 0);
+    launch(&mut worker.timer, &fake, 2, 1);
+    // Its end comes when the step is over.
+    worker.timer.end_call(2, STREAM);
+    worker.timer.abandon_call();
+    fake.advance(20 * MILLISECOND);
+    let (counters, read) = worker.close();
+    assert_eq!((counters.failures, counters.exhausted), (0, 0));
+    assert_eq!(calls_of(&read).len(), 2);
+    assert_eq!(fake.live_events(), 0);
+}
+
+#[test]
+fn calls_take_no_place_that_a_step_needs() {
+    let (_guard, fake, driver) = fake();
+    let mut worker = Worker::new(fake, driver, 1);
+    worker.looks = false;
+    worker.begin(1);
+    // The GPU hangs, and there are more calls than places.
+    worker.timer.mark(Mark::ForwardBegin, STREAM, 0);
+    for number in 0..1000 {
+        worker.timer.begin_call(number, STREAM, 0);
+        worker.timer.end_call(number, STREAM);
+    }
+    worker.timer.mark(Mark::ForwardEnd, STREAM, 0);
+    worker.timer.mark(Mark::StepEnd, STREAM, 0);
+    worker.looks = true;
+    let (counters, read) = worker.close();
+    assert_eq!(counters.failures, 0);
+    assert!(counters.exhausted > 500, "{counters:?}");
+    assert_eq!(read.iter().filter(|times| times.info.call.is_none() && times.forward_ms.is_some()).count(), 1);
+    assert_eq!(fake.live_events(), 0);
+}
+
+#[test]
+fn a_driver_that_fails_in_calls_never_stops_the_steps() {
+    let (_guard, fake, driver) = fake();
+    for function in [c"context", c"create", c"record", c"query", c"elapsed", c"capturing"] {
+        for after in 0..8 {
+            fake.reset();
+            let mut worker = Worker::new(fake, driver, 100);
+            fake.fail(function.as_ptr(), 719, after, 2);
+            for step in 1..=20 {
+                run_with_calls(&mut worker, step, &[1, 2]);
+                fake.advance(10 * MILLISECOND);
+            }
+            let (counters, read) = worker.close();
+            assert!((1..=2).contains(&counters.failures), "{function:?} {after} {counters:?}");
+            let steps: Vec<u64> = read.iter().filter(|t| t.info.call.is_none()).map(|t| t.info.step).collect();
+            assert_eq!(steps, (1..=20).collect::<Vec<_>>(), "{function:?} {after}");
+            assert!(calls_of(&read).iter().filter(|(.., ms)| ms.is_some()).count() >= 34, "{function:?} {after}");
+        }
+    }
+}
+
+#[test]
+fn what_a_call_asks_of_the_driver() {
+    let (_guard, fake, driver) = fake();
+    let mut worker = Worker::new(fake, driver, 100);
+    for step in 1..=50 {
+        run_with_calls(&mut worker, step, &[1]);
+        fake.advance(10 * MILLISECOND);
+    }
+    let count = |name: &std::ffi::CStr| fake.calls(name.as_ptr());
+    // Two events for a call, and the two questions with which a step begins, too.
+    assert_eq!((count(c"context"), count(c"capturing"), count(c"record")), (100, 100, 7 * 50));
+    assert_eq!(worker.timer.counters().failures, 0);
 }

@@ -303,13 +303,13 @@ impl Head {
             let length = read_u32(entry, 0).unwrap_or(0) as usize;
             let Some(content) = text.get(ENTRY_HEADER_BYTES..ENTRY_HEADER_BYTES + length) else {
                 // The length itself is damaged: nothing behind it can be found.
-                self.text_lost += 1;
+                self.text_lost = self.text_lost.saturating_add(1);
                 return;
             };
             let sound = read_u32(entry, 8) == Some(crc32fast::hash(content));
             let content = sound.then(|| String::from_utf8_lossy(content).into_owned());
             if !sound {
-                self.text_lost += 1;
+                self.text_lost = self.text_lost.saturating_add(1);
             }
             match (read_u32(entry, 4), content) {
                 (Some(1), string) => self.strings.push(string),

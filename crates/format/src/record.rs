@@ -9,11 +9,17 @@
 //! ```
 //! The writer stores word 7 last with release order; a slot whose word 7 does not fit is not a record.
 
+mod calls;
+mod experts;
 mod gpu_memory;
 mod kv_cache;
 mod requests;
 mod sampling;
 
+pub use calls::{EncoderInput, GpuCall};
+pub use experts::{
+    Counted, ExpertCounts, ExpertLoad, PACKED_BITS, WEIGHT_BINS, expert_counting, pack_counts, pair_index, pairs,
+};
 pub use gpu_memory::{GpuMemory, GpuMemoryMore};
 pub use kv_cache::{KvCache, KvEviction};
 pub use requests::{
@@ -229,6 +235,14 @@ pub enum Payload {
     KvCache(KvCache),
     /// Kind 16.
     KvEviction(KvEviction),
+    /// Kind 19.
+    ExpertLoad(ExpertLoad),
+    /// Kind 20.
+    ExpertCounts(ExpertCounts),
+    /// Kind 22.
+    GpuCall(GpuCall),
+    /// Kind 23.
+    EncoderInput(EncoderInput),
     /// Kind 24.
     SamplingMix(SamplingMix),
     /// Kind 25.
@@ -324,6 +338,10 @@ impl Record {
             Payload::RequestStopped(record) => (14, record.words()),
             Payload::KvCache(record) => (15, record.words()),
             Payload::KvEviction(record) => (16, record.words()),
+            Payload::ExpertLoad(record) => (19, record.words()),
+            Payload::ExpertCounts(record) => (20, record.words()),
+            Payload::GpuCall(record) => (22, record.words()),
+            Payload::EncoderInput(record) => (23, record.words()),
             Payload::SamplingMix(record) => (24, record.words()),
             Payload::Speculation(record) => (25, record.words()),
             Payload::GpuMemory(record) => (26, record.words()),
@@ -388,6 +406,10 @@ impl Record {
             14 => Payload::RequestStopped(RequestStopped::of([a, b, c, d])),
             15 => Payload::KvCache(KvCache::of([a, b, c, d])),
             16 => Payload::KvEviction(KvEviction::of([a, b, c, d])),
+            19 => Payload::ExpertLoad(ExpertLoad::of([a, b, c, d])),
+            20 => Payload::ExpertCounts(ExpertCounts::of([a, b, c, d])),
+            22 => Payload::GpuCall(GpuCall::of([a, b, c, d])),
+            23 => Payload::EncoderInput(EncoderInput::of([a, b, c, d])),
             24 => Payload::SamplingMix(SamplingMix::of([a, b, c, d])),
             25 => Payload::Speculation(Speculation::of([a, b, c, d])),
             26 => Payload::GpuMemory(GpuMemory::of([a, b, c, d])),

@@ -119,6 +119,8 @@ pub(crate) trait Table {
     type Row<'a>;
     /// The name, without what says the format.
     const NAME: &'static str;
+    /// The folder in the session's that it is in; empty = the session's own.
+    const FOLDER: &'static str;
     /// The columns, in order.
     const COLUMNS: &'static [Column];
     /// Puts the cells of a row, in the order of the columns.
@@ -130,7 +132,7 @@ pub(crate) trait Table {
 macro_rules! table {
     (
         $(#[$attribute:meta])*
-        $table:ident = $name:literal, of $row:ident: $of:ty
+        $table:ident = $name:literal $(in $folder:literal)?, of $row:ident: $of:ty
         $(, with { $($prepare:stmt;)* })?;
         $($column:ident: $cell:ident($value:expr)),* $(,)?
     ) => {
@@ -140,6 +142,7 @@ macro_rules! table {
         impl $crate::cells::Table for $table {
             type Row<'a> = $of;
             const NAME: &'static str = $name;
+            const FOLDER: &'static str = concat!($($folder)?);
             const COLUMNS: &'static [$crate::cells::Column] =
                 &[$($crate::cells::Column::$cell(stringify!($column))),*];
 

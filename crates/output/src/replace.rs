@@ -1,7 +1,8 @@
 //! Files that appear whole or not at all: each is written under another name and renamed when all are complete.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -14,6 +15,22 @@ const BUFFER_BYTES: usize = 256 << 10;
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     |cause| Error::Write { path, cause }
+}
+
+/// Makes a file that only its user reads. What is there under its name is not written to, be it a link that somebody else
+/// put there: it is what a process left that was killed, and goes.
+fn create(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600);
+    let file = match options.open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            options.open(path)?
+        }
+        other => other?,
+    };
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 /// A file that is being written.
@@ -29,8 +46,18 @@ impl NewFile {
     pub(crate) fn create(folder: &Path, name: &str) -> Result<Self, Error> {
         let path = folder.join(name);
         let temporary = folder.join(format!(".{name}.tmp"));
-        let file = File::create(&temporary).map_err(failed(&path))?;
+        let file = create(&temporary).map_err(failed(&path))?;
         Ok(Self { path, temporary, writer: BufWriter::with_capacity(BUFFER_BYTES, file), kept: false })
+    }
+
+    /// The same in a folder of this name in `folder`, which is made if it is not there; an empty name is `folder` itself.
+    pub(crate) fn create_in(folder: &Path, inner: &str, name: &str) -> Result<Self, Error> {
+        if inner.is_empty() {
+            return Self::create(folder, name);
+        }
+        let folder = folder.join(inner);
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed(&folder))?;
+        Self::create(&folder, name)
     }
 
     /// Appends.
@@ -90,6 +117,32 @@ pub(crate) fn one_at_a_time(folder: &Path) -> Result<File, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_in_the_way_is_not_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "untouched").unwrap();
+        let path = folder.path().join("table.csv");
+        for name in [".table.csv.tmp", "table.csv"] {
+            let planted = folder.path().join(name);
+            for hard in [true, false] {
+                let _ = fs::remove_file(&path);
+                if hard {
+                    fs::hard_link(&victim, &planted).unwrap();
+                } else {
+                    std::os::unix::fs::symlink(&victim, &planted).unwrap();
+                }
+                let mut file = NewFile::create(folder.path(), "table.csv").unwrap();
+                file.append(b"new").unwrap();
+                file.finish().unwrap();
+                file.keep().unwrap();
+                assert_eq!(fs::read(&victim).unwrap(), b"untouched", "{name}");
+                let made = fs::symlink_metadata(&path).unwrap();
+                assert!(made.is_file() && made.permissions().mode() & 0o777 == 0o600, "{name}");
+            }
+        }
+    }
 
     #[test]
     fn what_was_there_stays_until_the_new_file_is_whole() {

@@ -22,10 +22,12 @@ fn copy(name: &str) -> (tempfile::TempDir, PathBuf) {
     (folder, session)
 }
 
-/// The files at the top of a session folder.
+/// The files at the top of a session folder and in that of the experts.
 fn files(session: &Path) -> BTreeMap<String, String> {
+    let experts = fs::read_dir(session.join("moe_expert_tracking")).into_iter().flatten();
     fs::read_dir(session)
         .unwrap()
+        .chain(experts)
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.is_file())
         .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(&path).unwrap()))
@@ -127,12 +129,25 @@ fn real_preempting() {
 }
 
 #[test]
+fn real_experts() {
+    every_table("real_experts");
+}
+
+#[test]
 fn real_gpu() {
     // Its tables have 190 KiB.
     tables_and_summary("real_gpu", |file| {
         Path::new(file).extension() != Some("csv".as_ref())
             || file.starts_with("cuda_graph_captures")
             || file.starts_with("cuda_graph_usage")
+    });
+}
+
+#[test]
+fn real_vision() {
+    // A model with an encoder; the other tables say nothing new.
+    tables_and_summary("real_vision", |file| {
+        file.starts_with("encoder_decoder") || ["breakdown.json", "findings.json", "metadata.json"].contains(&file)
     });
 }
 

@@ -176,6 +176,8 @@ fn busy_hour(report: &mut Report) {
             descriptor: None,
             padded_tokens: None,
             gpu_idle_ns: Some(random % 3_000_000),
+            gpu_encoder_ns: None,
+            gpu_encoder_after_ns: None,
             gpu_busy_ns: None,
             gpu_start: None,
             sample_ns: None,

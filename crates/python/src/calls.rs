@@ -1,9 +1,9 @@
 //! The functions of `profilemate._native`. Those that probes call per step take plain numbers.
 
-use crate::gpu;
 use crate::state::{self, ENGINE, SpanRecord, WORKER};
+use crate::{experts, gpu};
 use profilemate_cuda::Driver;
-use profilemate_format::record::{Label, Limits, Outputs, Payload, Record};
+use profilemate_format::record::{EncoderInput, Label, Limits, Outputs, Payload, Record};
 use profilemate_record::{Options, Writer, clock, session_folder};
 use profilemate_settings::{Settings, Value};
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
@@ -27,6 +27,18 @@ pub(crate) fn settings(py: Python<'_>) -> PyResult<(Bound<'_, PyDict>, Vec<Strin
     }
     values.set_item("enable_is_set", settings.is_set("enable"))?;
     Ok((values, problems.iter().map(ToString::to_string).collect()))
+}
+
+/// A command as one line, without its secrets.
+#[pyfunction]
+pub(crate) fn command_line(words: Vec<String>) -> String {
+    profilemate_redact::command_line(words.iter().map(String::as_str))
+}
+
+/// A text without its secrets.
+#[pyfunction]
+pub(crate) fn without_secrets(text: &str) -> String {
+    profilemate_redact::text(text)
 }
 
 /// A name for a new session folder.
@@ -68,7 +80,7 @@ pub(crate) fn open(
         state.label = Label::Work;
         // Events of a parent's context are nothing to a forked child, which does not have the thread that reads them
         // either: whatever that thread held when the process was forked is held for ever, so nothing of it is dropped.
-        std::mem::forget(state.cuda.take());
+        std::mem::forget((state.cuda.take(), state.device.take(), state.experts.take()));
         state.writer.replace(writer)
     });
     drop(old);
@@ -84,6 +96,7 @@ pub(crate) fn is_open(py: Python<'_>) -> bool {
 /// Ends the log in order.
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>) {
+    experts::close(py);
     let (cuda, writer) = state::with(py, |state| (state.cuda.take(), state.writer.take()));
     let Some(mut writer) = writer else { return };
     if let Some(cuda) = cuda {
@@ -95,6 +108,35 @@ pub(crate) fn close(py: Python<'_>) {
         }
     }
     writer.close();
+}
+
+/// The scheduler needs what an encoder makes of an input; `what` becomes of it: `computed`, `cached`, `no_room` or `no_budget`.
+/// `evicted`: outputs that the cache has thrown out since the call before. `held` of `size` embeddings are needed by requests.
+#[pyfunction]
+pub(crate) fn encoder_input(
+    py: Python<'_>,
+    what: &str,
+    modality: &str,
+    embeddings: u32,
+    evicted: u32,
+    held: u32,
+    size: u32,
+) {
+    state::with(py, |state| {
+        if !state.is_recording() {
+            return;
+        }
+        let modality = if modality.is_empty() { 0 } else { state.intern(modality) };
+        let record = Record {
+            ticks: clock::ticks(),
+            step: state.lanes[ENGINE].next_step.max(1),
+            label: state.label,
+            flags: 0,
+            name: state.intern(what),
+            payload: Payload::EncoderInput(EncoderInput { embeddings, evicted, held, size, modality }),
+        };
+        state.write(&record);
+    });
 }
 
 /// Times steps on the GPU from here on. `stream_function(device)` gives the stream that the calling thread launches on;

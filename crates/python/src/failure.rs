@@ -11,8 +11,9 @@ pub(crate) const FAILURES_UNTIL_OFF: u32 = 3;
 
 /// A failure that tests ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Fault {
-    None,
+    None = 0,
     Raise,
     Panic,
 }

@@ -2,8 +2,9 @@
 
 use crate::hook::call_function;
 use crate::state::{self, Cuda, SpanRecord, State, WORKER};
+use crate::{device, experts};
 use profilemate_cuda::{Clock, Counters, Driver, Mark, StepInfo, StepTimes, Stream, Timer};
-use profilemate_format::record::{GpuStep, Label, Payload, Record};
+use profilemate_format::record::{GpuCall, GpuStep, Label, Payload, Record};
 use profilemate_record::{Writer, clock};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -41,6 +42,10 @@ const ON_RETURN: [(u8, Mark); 5] = [
 
 /// How long the end of a log waits for the reader. It takes microseconds, unless the driver itself hangs.
 const READER_ENDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Calls that are many in a step (a layer's cross-attention) are timed in one of so many steps: two events each, for every
+/// layer, would cost a step that launches its kernels one by one several percent.
+const SAMPLED_STEPS: u64 = 16;
 
 /// Stack of the reader's thread: the driver's calls run on it, and what profilers hang into them.
 const READER_STACK_BYTES: usize = 1 << 20;
@@ -84,6 +89,8 @@ pub(crate) fn entered(py: Python<'_>, bits: u8) {
     if bits & STEP != 0 {
         let ticks = clock::ticks();
         state::with(py, |state| begin_step(state, ticks));
+        device::begin_step(py);
+        experts::begin_step(py, ticks);
     }
     mark(py, bits, &ON_ENTRY);
 }
@@ -107,7 +114,11 @@ pub(crate) fn returned(py: Python<'_>, bits: u8) {
 
 fn begin_step(state: &mut State, ticks: u64) {
     let lane = &mut state.lanes[WORKER];
-    (lane.descriptor, lane.padded_tokens, lane.forward_begin) = (0, 0, 0);
+    (lane.descriptor, lane.padded_tokens, lane.forward_begin, lane.calls) = (0, 0, 0, 0);
+    if state.label == Label::Work {
+        lane.is_sampled = lane.steps.is_multiple_of(SAMPLED_STEPS);
+        lane.steps += 1;
+    }
     let info = StepInfo { step: lane.step, ticks, ..StepInfo::default() };
     let State { cuda, writer, label, steps_begun, .. } = state;
     if let (Some(cuda), Some(writer), Label::Work) = (cuda, writer, *label) {
@@ -115,6 +126,38 @@ fn begin_step(state: &mut State, ticks: u64) {
         cuda.timer.begin_step(info, |times| write_times(writer, times));
         note_failures(&cuda.timer.counters(), &mut cuda.noted_failures, writer);
     }
+}
+
+/// A call inside a step begins that is timed by itself; its number in the step, if it has one.
+pub(crate) fn call_begins(py: Python<'_>) -> Option<u32> {
+    let number = state::with(py, |state| {
+        let lane = &mut state.lanes[WORKER];
+        (state.label == Label::Work).then(|| {
+            lane.calls += 1;
+            lane.calls - 1
+        })
+    })?;
+    if let Some(stream) = current_stream(py) {
+        state::with(py, |state| {
+            if let Some(cuda) = &mut state.cuda {
+                cuda.timer.begin_call(number, stream, clock::ticks());
+            }
+        });
+    }
+    Some(number)
+}
+
+/// The call with this number has ended. If it `raised`, an exception is set, and no Python code runs here.
+pub(crate) fn call_ended(py: Python<'_>, number: u32, raised: bool) {
+    let stream = if raised { None } else { current_stream(py) };
+    state::with(py, |state| {
+        if let Some(cuda) = &mut state.cuda {
+            match stream {
+                Some(stream) => cuda.timer.end_call(number, stream),
+                None => cuda.timer.abandon_call(),
+            }
+        }
+    });
 }
 
 /// Errors of the driver, and the end of the reader, count as failures of a probe.
@@ -141,9 +184,21 @@ fn note_new_failures(counters: &Counters, new: u64, writer: &mut Writer) {
     );
 }
 
-/// Writes the times of a step that the GPU has finished.
+/// Writes the times of a step, or of a call inside one, that the GPU has finished.
 fn write_times(writer: &mut Writer, times: &StepTimes) {
     let waited = u128::from(times.found_ticks.saturating_sub(times.info.ticks)) * 1_000_000;
+    let read_after_us = u32::try_from(waited / u128::from(clock::ticks_per_second())).unwrap_or(u32::MAX);
+    if let Some(call) = times.info.call {
+        let payload = Payload::GpuCall(GpuCall {
+            ms: times.forward_ms,
+            after_ms: times.idle_before_ms,
+            call,
+            read_after_us,
+        });
+        let (ticks, step) = (times.info.ticks, times.info.step);
+        writer.push(&Record { ticks, step, label: Label::Work, flags: 0, name: 0, payload });
+        return;
+    }
     let payload = Payload::GpuStep(GpuStep {
         forward_ms: times.forward_ms,
         sample_ms: times.sample_ms,
@@ -152,7 +207,7 @@ fn write_times(writer: &mut Writer, times: &StepTimes) {
         busy_ms: times.busy_ms,
         padded_tokens: times.info.padded_tokens,
         descriptor: times.info.descriptor,
-        read_after_us: u32::try_from(waited / u128::from(clock::ticks_per_second())).unwrap_or(u32::MAX),
+        read_after_us,
     });
     let (ticks, step) = (times.info.ticks, times.info.step);
     writer.push(&Record { ticks, step, label: Label::Work, flags: 0, name: 0, payload });
@@ -219,12 +274,22 @@ fn current_stream(py: Python<'_>) -> Option<Stream> {
     if asked_in == step {
         return Some(stream);
     }
-    let stream = ask_for_stream(py, function, device)?;
+    let Some(stream) = ask_for_stream(py, function, device) else {
+        // Without a stream there is nothing to time; the wall clock goes on.
+        let lost = state::with(py, |state| state.cuda.take());
+        drop(lost);
+        return None;
+    };
     STREAM.set((step, stream));
     Some(stream)
 }
 
-fn ask_for_stream(py: Python<'_>, function: *mut ffi::PyObject, device: *mut ffi::PyObject) -> Option<Stream> {
+/// What torch's function says; `None`: it failed, or there is no way to call it.
+pub(crate) fn ask_for_stream(
+    py: Python<'_>,
+    function: *mut ffi::PyObject,
+    device: *mut ffi::PyObject,
+) -> Option<Stream> {
     let call = call_function()?;
     // SAFETY: the GIL is held and no exception is set (callers see to it); both objects are kept by the state; what
     // torch returns is a new reference, and the number is read before it is released.
@@ -239,8 +304,5 @@ fn ask_for_stream(py: Python<'_>, function: *mut ffi::PyObject, device: *mut ffi
         }
         ffi::PyErr_Clear();
     }
-    // Without a stream there is nothing to time; the wall clock goes on.
-    let lost = state::with(py, |state| state.cuda.take());
-    drop(lost);
     None
 }

@@ -7,8 +7,11 @@
 //! A call goes: `before` extractor, vLLM's function, `after` extractor, record. vLLM's result or exception passes
 //! untouched, whatever happens on our side; see [`crate::failure`].
 
+use crate::device;
+use crate::extractor::{self, Call, Extractor, Told};
 use crate::failure::{self, Caught, FAILURES_UNTIL_OFF, Fault};
 use crate::gpu;
+use crate::nvtx;
 use crate::state::{self, LANES, SpanRecord};
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use profilemate_format::record::Label;
@@ -49,6 +52,10 @@ const WARM_UP: u8 = 2;
 const DUMMY: u8 = 3;
 /// Calls are added up; the hook that names this one as its `accumulator` writes the sum.
 const ACCUMULATE: u8 = 4;
+/// One span per call, which is timed by itself on the GPU, too.
+const TIMED_SPAN: u8 = 5;
+/// The same, in some steps only; in the others the call just passes.
+const SAMPLED_SPAN: u8 = 6;
 
 /// Numbers that Python passes to `Hook`.
 pub(crate) const CONSTANTS: &[(&str, u8)] = &[
@@ -57,6 +64,8 @@ pub(crate) const CONSTANTS: &[(&str, u8)] = &[
     ("WARM_UP", WARM_UP),
     ("DUMMY", DUMMY),
     ("ACCUMULATE", ACCUMULATE),
+    ("TIMED_SPAN", TIMED_SPAN),
+    ("SAMPLED_SPAN", SAMPLED_SPAN),
     ("MARK_STEP", gpu::STEP),
     ("MARK_FORWARD", gpu::FORWARD),
     ("MARK_FORWARD_BEGINS", gpu::FORWARD_BEGINS),
@@ -85,44 +94,51 @@ fn group_bit(group: u8) -> u128 {
     if group == 0 { 0 } else { 1 << (group % MAX_GROUPS) }
 }
 
+/// What each call needs lies in front, so that it touches few cache lines.
 #[repr(C)]
 struct Hook {
     ob_base: PyObject,
     vectorcall: Option<VectorcallFunction>,
     /// vLLM's function.
     target: *mut PyObject,
-    /// Extractors; null = none.
+    /// Extractors, and their functions where they are native; null = none.
     before: *mut PyObject,
+    before_function: Option<extractor::Function>,
     after: *mut PyObject,
+    after_function: Option<extractor::Function>,
+    kind: u8,
+    lane: u8,
+    /// What it marks on the GPU's clock, see [`gpu`].
+    marks: u8,
+    /// Number of its group; 0 = none.
+    group: u8,
+    off: bool,
+    /// This span closes a step: it carries the probes' cost since the last one.
+    closes_step: bool,
+    /// Calls without a step are not recorded.
+    needs_step: bool,
+    /// A failure that tests ask for.
+    fault: Fault,
+    /// Ids of the two names in the log of this epoch.
+    name_id: u32,
+    context_id: u32,
+    epoch: u32,
+    failures: u32,
+    /// Calls that went through the probe, and what the probe itself took of them, in ticks.
+    calls: u64,
+    own_ticks: u64,
+    accumulated_ticks: u64,
+    accumulated_calls: u64,
+    /// Hook whose sum this one writes; null = none.
+    accumulator: *mut PyObject,
+    overhead_seen: u64,
     /// Semantic name, for messages.
     name: *mut PyObject,
     /// Name of the span, and of its context (empty = none).
     span_name: *mut String,
     context: *mut String,
-    /// Ids of the two in the log of this epoch.
-    name_id: u32,
-    context_id: u32,
-    epoch: u32,
-    kind: u8,
-    lane: u8,
-    /// What it marks on the GPU's clock, see [`gpu`].
-    marks: u8,
-    /// This span closes a step: it carries the probes' cost since the last one.
-    closes_step: bool,
-    /// Calls without a step are not recorded.
-    needs_step: bool,
-    off: bool,
-    failures: u32,
-    /// Number of its group; 0 = none.
-    group: u8,
-    overhead_seen: u64,
-    /// Hook whose sum this one writes; null = none.
-    accumulator: *mut PyObject,
-    accumulated_ticks: u64,
-    accumulated_calls: u64,
-    /// Calls that went through the probe, and what the probe itself took of them, in ticks.
-    calls: u64,
-    own_ticks: u64,
+    /// The span's name as a Python string, for [`nvtx`]; null = no range.
+    range_name: *mut PyObject,
 }
 
 pub(crate) fn call_function() -> Option<VectorcallFunction> {
@@ -141,47 +157,11 @@ pub(crate) fn call_function() -> Option<VectorcallFunction> {
     })
 }
 
-/// What an extractor told us about a call.
-#[derive(Clone, Copy, Default)]
-struct Told {
-    step: Option<u64>,
-    value_a: Option<u64>,
-    value_b: Option<u64>,
-    /// The step is from the extractor that ran after the call.
-    step_is_new: bool,
-    /// `False`: this call is not to be recorded.
-    skip: bool,
-}
-
 /// What came of an extractor.
 enum Outcome {
     Told(Told),
     /// An exception that belongs to vLLM is set.
     Propagate,
-}
-
-/// `None` → nothing · `False` → do not record · `int` → step · `(step | None, a[, b])`, where a float stands for its bits.
-fn told(object: &Bound<'_, PyAny>) -> PyResult<Told> {
-    if object.is_none() {
-        return Ok(Told::default());
-    }
-    if let Ok(tuple) = object.cast::<pyo3::types::PyTuple>() {
-        let number = |i: usize| -> PyResult<Option<u64>> {
-            let Ok(item) = tuple.get_item(i) else { return Ok(None) };
-            if item.is_none() {
-                return Ok(None);
-            }
-            if let Ok(float) = item.cast::<pyo3::types::PyFloat>() {
-                return Ok(Some(float.value().to_bits()));
-            }
-            item.extract().map(Some)
-        };
-        return Ok(Told { step: number(0)?, value_a: number(1)?, value_b: number(2)?, ..Told::default() });
-    }
-    if object.is(pyo3::types::PyBool::new(object.py(), false)) {
-        return Ok(Told { skip: true, ..Told::default() });
-    }
-    Ok(Told { step: Some(object.extract()?), ..Told::default() })
 }
 
 impl Hook {
@@ -210,46 +190,65 @@ impl Hook {
     }
 }
 
-/// What an extractor told, or the failure that a test asked for in its place. It comes after the extractor: those that open
-/// the log must do so, or the hooks that need one would be passed by and never fail.
-fn fault_or(told: PyResult<Told>) -> PyResult<Told> {
-    match failure::requested_fault() {
-        Fault::None => told,
-        Fault::Raise => Err(PyRuntimeError::new_err("a fault that was asked for")),
-        Fault::Panic => panic!("a fault that was asked for"),
-    }
-}
+/// An extractor of a hook: the object, and its function where it is native.
+#[derive(Clone, Copy)]
+struct Part(*mut PyObject, Option<extractor::Function>);
 
 /// Runs an extractor on these arguments and reads what it tells.
 ///
 /// # Safety
 /// The GIL is held, no exception is set, the arguments are as vectorcall demands.
+#[inline]
 unsafe fn extract(
     py: Python<'_>,
     hook: *mut Hook,
-    extractor: *mut PyObject,
+    part: Part,
     arguments: *const *mut PyObject,
     count: usize,
     keywords: *mut PyObject,
 ) -> Outcome {
+    let Part(object, function) = part;
     let result = catch_unwind(AssertUnwindSafe(|| {
-        if extractor.is_null() {
-            return Some(fault_or(Ok(Told::default())));
-        }
-        let call = call_function()?;
-        // SAFETY: by the caller's promise.
-        let told_object = unsafe { call(extractor, arguments, count, keywords) };
-        if told_object.is_null() {
-            return None;
-        }
-        // SAFETY: a new reference, just returned.
-        let told_object = unsafe { Bound::from_owned_ptr(py, told_object) };
-        Some(fault_or(told(&told_object)))
+        let told = if let Some(function) = function {
+            // SAFETY: by the caller's promise; the hook keeps its extractors.
+            match function(&unsafe { Call::new(py, object, arguments, count, keywords) }) {
+                Ok(told) => Ok(told),
+                Err(error) => {
+                    // It may be an exception that is not ours.
+                    error.restore(py);
+                    return None;
+                }
+            }
+        } else if object.is_null() {
+            Ok(Told::default())
+        } else {
+            // SAFETY: by the caller's promise.
+            unsafe { extractor::call_python(py, call_function()?, object, arguments, count, keywords) }?
+        };
+        // SAFETY: hooks are never freed.
+        Some(if unsafe { (*hook).fault } == Fault::None { told } else { fault_or(told) })
     }));
+    if let Ok(Some(Ok(told))) = result {
+        return Outcome::Told(told);
+    }
+    // SAFETY: as the caller promised; an exception is set if the result is `Ok(None)`.
+    unsafe { no_extract(py, hook, result) }
+}
+
+/// An extractor failed.
+///
+/// # Safety
+/// The GIL is held; an exception is set if the result is `Ok(None)`.
+#[cold]
+unsafe fn no_extract(
+    py: Python<'_>,
+    hook: *mut Hook,
+    result: std::thread::Result<Option<PyResult<Told>>>,
+) -> Outcome {
     let what = match result {
         Ok(Some(Ok(told))) => return Outcome::Told(told),
         Ok(Some(Err(error))) => error.to_string(),
-        // SAFETY: the GIL is held, and the extractor returned null, so an exception is set.
+        // SAFETY: by the caller's promise.
         Ok(None) => match unsafe { failure::take_exception(py) } {
             Caught::Ours(what) => what,
             Caught::NotOurs => return Outcome::Propagate,
@@ -259,6 +258,56 @@ unsafe fn extract(
     // SAFETY: hooks are never freed; nothing else holds a reference to it at this moment (the GIL is held).
     unsafe { (*hook).failed(py, &what) };
     Outcome::Told(Told { skip: true, ..Told::default() })
+}
+
+/// What an extractor told, or the failure that a test asked for in its place. It comes after the extractor: those that open
+/// the log must do so, or the hooks that need one would be passed by and never fail.
+#[cold]
+fn fault_or(told: PyResult<Told>) -> PyResult<Told> {
+    match failure::requested_fault() {
+        Fault::None => told,
+        Fault::Raise => Err(PyRuntimeError::new_err("a fault that was asked for")),
+        Fault::Panic => panic!("a fault that was asked for"),
+    }
+}
+
+/// One call of the probe in so many is timed where calls are added up: to look at the clock once more costs as much as the rest.
+const TIMED: u64 = 16;
+
+/// A call that is only added up: one of many in a step.
+///
+/// # Safety
+/// As for [`call`], with a log open.
+#[inline]
+unsafe fn accumulate(
+    py: Python<'_>,
+    hook: *mut Hook,
+    call_target: VectorcallFunction,
+    [arguments, keywords]: [*const *mut PyObject; 2],
+    count: usize,
+    group: u128,
+) -> *mut PyObject {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        INSIDE.set(INSIDE.get() | group);
+        let begin = clock::ticks();
+        let result = call_target((*hook).target, arguments, count, keywords.cast_mut().cast());
+        let end = clock::ticks();
+        INSIDE.set(INSIDE.get() & !group);
+        (*hook).accumulated_ticks += end.wrapping_sub(begin);
+        (*hook).accumulated_calls += 1;
+        (*hook).calls += 1;
+        if (*hook).calls.is_multiple_of(TIMED) {
+            state::with(py, |state| {
+                if let Some(writer) = &mut state.writer {
+                    let ours = clock::ticks().wrapping_sub(end).saturating_mul(TIMED);
+                    writer.add_overhead(ours);
+                    (*hook).own_ticks = (*hook).own_ticks.wrapping_add(ours);
+                }
+            });
+        }
+        result
+    }
 }
 
 /// The vectorcall slot.
@@ -283,24 +332,41 @@ unsafe extern "C" fn call(
         if (*hook).off || inside & group != 0 || !recording_or_call(py, hook) {
             return call_target((*hook).target, arguments, count, keywords);
         }
+        let has_extractor = !(*hook).before.is_null() || (*hook).fault != Fault::None;
+        if (*hook).kind == ACCUMULATE && !has_extractor && (*hook).after.is_null() {
+            return accumulate(py, hook, call_target, [arguments, keywords.cast_const().cast()], count, group);
+        }
         let entered = clock::ticks();
         let mut told = Told::default();
-        let has_extractors = !(*hook).before.is_null() || failure::requested_fault() != Fault::None;
-        if has_extractors {
-            match extract(py, hook, (*hook).before, arguments, count & !ARGUMENTS_OFFSET, keywords) {
+        if has_extractor {
+            let before = Part((*hook).before, (*hook).before_function);
+            match extract(py, hook, before, arguments, count & !ARGUMENTS_OFFSET, keywords) {
                 Outcome::Told(what) => told = what,
                 Outcome::Propagate => return null_mut(),
             }
         }
         let label = enter(py, hook, &told);
         INSIDE.set(inside | group);
+        if matches!((*hook).kind, WARM_UP | DUMMY) {
+            device::leave_work(py);
+        }
         let marks = (*hook).marks;
         if marks != 0 {
             gpu::entered(py, marks);
         }
-        let begin = if has_extractors || marks != 0 { clock::ticks() } else { entered };
+        let range = nvtx::begin((*hook).range_name);
+        let is_timed = matches!((*hook).kind, TIMED_SPAN | SAMPLED_SPAN);
+        let number = if is_timed && !told.skip { gpu::call_begins(py) } else { None };
+        let has_begun = has_extractor || marks != 0 || range.is_some() || is_timed;
+        let begin = if has_begun { clock::ticks() } else { entered };
         let result = call_target((*hook).target, arguments, count, keywords);
         let end = clock::ticks();
+        if let Some(number) = number {
+            gpu::call_ended(py, number, result.is_null());
+        }
+        if let Some(range) = range {
+            range.end();
+        }
         if marks != 0 && !result.is_null() {
             gpu::returned(py, marks);
         }
@@ -308,12 +374,14 @@ unsafe extern "C" fn call(
         if !(*hook).after.is_null() && !result.is_null() && !(*hook).off {
             let first = if count & !ARGUMENTS_OFFSET == 0 { ffi::Py_None() } else { *arguments };
             let after_arguments = [result, first];
-            match extract(py, hook, (*hook).after, after_arguments.as_ptr(), 2, null_mut()) {
+            let after = Part((*hook).after, (*hook).after_function);
+            match extract(py, hook, after, after_arguments.as_ptr(), 2, null_mut()) {
                 Outcome::Told(what) => {
                     told.step_is_new = what.step.is_some();
                     told.step = what.step.or(told.step);
                     told.value_a = what.value_a.or(told.value_a);
                     told.value_b = what.value_b.or(told.value_b);
+                    told.context = what.context.or(told.context);
                     told.skip |= what.skip;
                 }
                 Outcome::Propagate => {
@@ -328,14 +396,16 @@ unsafe extern "C" fn call(
     }
 }
 
-/// Whether this call concerns us at all: there is a log, or the hook is there to open one.
+/// Whether this call concerns us at all: there is a log, or the hook is there to open one; and it is not one of those that
+/// pass in this step.
 ///
 /// # Safety
 /// `hook` is one of our objects.
 #[inline]
 unsafe fn recording_or_call(py: Python<'_>, hook: *mut Hook) -> bool {
     // SAFETY: by the caller's promise.
-    unsafe { (*hook).kind == CALL || state::with(py, |state| state.is_recording()) }
+    let kind = unsafe { (*hook).kind };
+    kind == CALL || state::with(py, |state| state.is_recording() && (kind != SAMPLED_SPAN || state.is_sampled()))
 }
 
 /// What has to be set before vLLM's function runs. Returns the label to restore.
@@ -430,7 +500,7 @@ fn write(
     let value_a = told.value_a.unwrap_or(lane.value);
     let is_forward = hook.marks & gpu::FORWARD != 0;
     let value_b = told.value_b.unwrap_or(if is_forward { lane.padded_tokens.into() } else { 0 });
-    let context = if is_forward { lane.descriptor } else { hook.context_id };
+    let context = if is_forward { lane.descriptor } else { told.context.unwrap_or(hook.context_id) };
     let skip = told.skip || hook.needs_step && step == 0;
     if !skip {
         let mut overhead_ticks = 0;
@@ -615,6 +685,8 @@ unsafe fn make(
         return Err(PyValueError::new_err("too many groups of hooks"));
     }
     let (span_name, context) = (Box::new(text("span")?), Box::new(text("context")?));
+    let has_range = matches!(hook_kind, SPAN | WARM_UP | DUMMY) && !span_name.is_empty();
+    let range_name = if has_range { pyo3::types::PyString::new(py, &span_name).into_ptr() } else { null_mut() };
     let (closes_step, needs_step) = (flag("closes_step")?, flag("needs_step")?);
     let (before, after) = (keywords.get_item("before")?, keywords.get_item("after")?);
     // SAFETY: `kind` is our heap type; PyType_GenericAlloc gives zeroed memory of its size, or null with an exception.
@@ -627,11 +699,15 @@ unsafe fn make(
         (*hook).vectorcall = Some(call);
         (*hook).target = target.into_ptr();
         (*hook).name = name.into_ptr();
+        (*hook).before_function = before.as_ref().and_then(Extractor::function_of);
+        (*hook).after_function = after.as_ref().and_then(Extractor::function_of);
         (*hook).before = optional(before);
         (*hook).after = optional(after);
+        (*hook).fault = failure::requested_fault();
         // Hooks live as long as the class they are on; their names are never freed.
         (*hook).span_name = Box::into_raw(span_name);
         (*hook).context = Box::into_raw(context);
+        (*hook).range_name = range_name;
         (*hook).kind = hook_kind;
         (*hook).lane = lane;
         (*hook).marks = marks;

@@ -1,15 +1,19 @@
 //! `profilemate._native`: what Python needs of the recorder, inside vLLM's processes.
 //!
 //! [`hook`] is the object that stands in for a vLLM method; [`calls`] are the functions that probes call;
-//! [`extract`] reads vLLM's objects where every step must; [`state`]
+//! [`extract`] reads vLLM's objects where every step must, as [`extractor`] asks it to; [`experts`] counts what routers chose; [`state`]
 //! is the one recorder of the process. Everything here runs with the GIL held, which makes its holder the one writer.
 
 mod calls;
+mod device;
+mod experts;
 mod extract;
+mod extractor;
 mod failure;
 mod garbage;
 mod gpu;
 mod hook;
+mod nvtx;
 mod state;
 
 use pyo3::prelude::*;
@@ -19,35 +23,43 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::calls::{
-        add_role, close, cuda_counters, cuda_driver_version, fact, is_open, limits, new_session_name, open,
-        sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda, worker_step, write_span,
+        add_role, close, command_line, cuda_counters, cuda_driver_version, encoder_input, fact, is_open, limits,
+        new_session_name, open, sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda,
+        without_secrets, worker_step, write_span,
     };
     #[pymodule_export]
-    use crate::extract::front_end::{after_process_outputs, before_process_outputs, before_processor_add_request};
+    use crate::device::load_device_code;
+    #[pymodule_export]
+    use crate::experts::{
+        count_expert_weights, count_experts, experts_failed, join_experts, launch_expert_counts, watch_experts,
+    };
     #[pymodule_export]
     use crate::extract::gpu_memory::{gpu_memory_allocated, watch_gpu_memory};
     #[pymodule_export]
-    use crate::extract::kv_cache::KvCacheCollector;
+    use crate::extract::kv_cache::{KvCacheCollector, KvCacheCollectorBeside};
     #[pymodule_export]
-    use crate::extract::requests::{before_add_request, before_free_request, hash_request_ids, request_preempted};
+    use crate::extract::requests::{hash_request_ids, request_preempted};
     #[pymodule_export]
-    use crate::extract::sampling::{
-        before_grammar_bitmask, before_sample, before_sample_v2, before_sampler_add_request, watch_sampling,
-    };
+    use crate::extract::sampling::watch_sampling;
     #[pymodule_export]
-    use crate::extract::scheduler::{
-        SchedulerBooks, after_schedule, after_update_from_output, before_update_from_output,
-    };
+    use crate::extract::scheduler::SchedulerBooks;
     #[pymodule_export]
-    use crate::extract::worker::{Dispatch, before_execute_model};
+    use crate::extract::worker::Dispatch;
+    #[pymodule_export]
+    use crate::extractor::Extractor;
     #[pymodule_export]
     use crate::garbage::on_garbage_collection;
+    #[pymodule_export]
+    use crate::nvtx::use_nvtx;
     use pyo3::prelude::*;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::failure::silence_panics();
         module.add("Hook", crate::hook::make_type(module.py())?)?;
+        for (name, function) in crate::extractor::EXTRACTORS {
+            module.add(*name, Extractor::new(name, *function))?;
+        }
         module.add("STEP", crate::extract::STEP)?;
         module.add("BOOKS", crate::extract::BOOKS)?;
         for (name, value) in crate::hook::CONSTANTS {

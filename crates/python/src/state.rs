@@ -1,6 +1,9 @@
 //! The recorder of this process, and what its hooks share.
 
+use crate::device::Device;
+use crate::experts::Experts;
 use crate::extract::gpu_memory;
+use crate::extract::scheduler::SchedulerBooks;
 use crate::garbage::Collection;
 use profilemate_cuda::{ReaderThread, Timer};
 use profilemate_format::record::{FLAG_RAISED, Label, Payload, Record, Span};
@@ -32,11 +35,83 @@ pub(crate) struct Lane {
     pub(crate) seen: u64,
     /// Step that the scheduler puts together, or will next; 0 = the first.
     pub(crate) next_step: u64,
+    /// Calls of this step that are timed by themselves, so far.
+    pub(crate) calls: u32,
+    /// Steps of a worker so far.
+    pub(crate) steps: u64,
+    /// Whether this step is one of those in which calls are timed that are timed in some steps only.
+    pub(crate) is_sampled: bool,
 }
 
 impl Lane {
-    const EMPTY: Self =
-        Self { step: 0, value: 0, padded_tokens: 0, descriptor: 0, forward_begin: 0, seen: 0, next_step: 0 };
+    const EMPTY: Self = Self {
+        step: 0,
+        value: 0,
+        padded_tokens: 0,
+        descriptor: 0,
+        forward_begin: 0,
+        seen: 0,
+        next_step: 0,
+        calls: 0,
+        steps: 0,
+        is_sampled: false,
+    };
+}
+
+/// A batch that the scheduler of this process has put together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Batch {
+    /// Address of its `SchedulerOutput`; 0 = none.
+    output: usize,
+    pub(crate) step: u64,
+    /// As in [`Lane::value`].
+    pub(crate) size: u64,
+}
+
+/// The batches that are under way in this process, newest first asked: what they are need not be read again.
+///
+/// An entry is good from the end of `Scheduler.schedule` to the beginning of `Scheduler.update_from_output` of its batch.
+/// In between the engine holds the object, so that no other one can have its address.
+#[derive(Debug)]
+pub(crate) struct Batches {
+    newest: usize,
+    all: [Batch; Self::MOST],
+}
+
+impl Batches {
+    /// As many as a batch queue (pipeline parallel ranks + 1) usually holds; of more, the oldest are read again.
+    const MOST: usize = 8;
+
+    const NONE: Self = Self { newest: 0, all: [Batch { output: 0, step: 0, size: 0 }; Self::MOST] };
+
+    pub(crate) fn add<T>(&mut self, output: *mut T, step: u64, size: u64) {
+        // An older one with this address is gone.
+        self.take(output);
+        self.newest = (self.newest + 1) % Self::MOST;
+        self.all[self.newest] = Batch { output: output as usize, step, size };
+    }
+
+    #[inline]
+    fn place<T>(&self, output: *mut T) -> Option<usize> {
+        (0..Self::MOST)
+            .map(|age| (self.newest + Self::MOST - age) % Self::MOST)
+            .find(|place| self.all[*place].output == output as usize)
+    }
+
+    /// The batch at this address.
+    #[inline]
+    pub(crate) fn find<T>(&self, output: *mut T) -> Option<Batch> {
+        self.place(output).map(|place| self.all[place])
+    }
+
+    /// The batch at this address, which is under way no more.
+    #[inline]
+    pub(crate) fn take<T>(&mut self, output: *mut T) -> Option<Batch> {
+        let place = self.place(output)?;
+        let found = self.all[place];
+        self.all[place].output = 0;
+        Some(found)
+    }
 }
 
 /// Timing on a GPU, where there is one.
@@ -52,19 +127,29 @@ pub(crate) struct Cuda {
     pub(crate) device: Py<PyAny>,
 }
 
-/// Everything that is one per process.
+/// Everything that is one per process. What each call needs lies in front.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct State {
-    pub(crate) cuda: Option<Cuda>,
-    /// Steps that began on a GPU so far: threads know by it whether they have asked for their stream in this one.
-    pub(crate) steps_begun: u64,
-    /// String id of "forward" in the log of this epoch.
-    pub(crate) forward_name: (u32, u32),
     pub(crate) writer: Option<Writer>,
     /// Grows whenever a log is opened: ids of strings are good for one log.
     pub(crate) epoch: u32,
-    pub(crate) lanes: [Lane; LANES],
     pub(crate) label: Label,
+    pub(crate) lanes: [Lane; LANES],
+    /// Scheduler that was asked for last, and its books.
+    pub(crate) books: Option<(usize, Py<SchedulerBooks>)>,
+    pub(crate) batches: Batches,
+    /// Requests that have ended.
+    pub(crate) freed: u64,
+    /// Steps that began on a GPU so far: threads know by it whether they have asked for their stream in this one.
+    pub(crate) steps_begun: u64,
+    pub(crate) cuda: Option<Cuda>,
+    /// Code of ours on the GPU.
+    pub(crate) device: Option<Device>,
+    /// Counters of experts, where a model has some.
+    pub(crate) experts: Option<Experts>,
+    /// String id of "forward" in the log of this epoch.
+    pub(crate) forward_name: (u32, u32),
     /// Python's garbage collector at work.
     pub(crate) collection: Collection,
     /// Whether the mix of each batch is recorded, see [`crate::extract::sampling`].
@@ -90,12 +175,17 @@ unsafe impl Sync for GilCell {}
 
 static STATE: GilCell = GilCell(UnsafeCell::new(State {
     writer: None,
-    cuda: None,
-    steps_begun: 0,
-    forward_name: (0, 0),
     epoch: 0,
-    lanes: [Lane::EMPTY; LANES],
     label: Label::Work,
+    lanes: [Lane::EMPTY; LANES],
+    books: None,
+    batches: Batches::NONE,
+    freed: 0,
+    steps_begun: 0,
+    cuda: None,
+    device: None,
+    experts: None,
+    forward_name: (0, 0),
     collection: Collection::NONE,
     samples: false,
     restricted: 0,
@@ -134,6 +224,12 @@ impl State {
     #[inline]
     pub(crate) fn is_recording(&self) -> bool {
         self.writer.as_ref().is_some_and(Writer::is_ours)
+    }
+
+    /// Whether calls that are timed in some steps only are timed now.
+    #[inline]
+    pub(crate) fn is_sampled(&self) -> bool {
+        self.lanes[WORKER].is_sampled && self.label == Label::Work
     }
 
     /// A number that no other request of this process has.

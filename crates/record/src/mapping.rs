@@ -4,7 +4,7 @@
 //! SIGBUS. So blocks are reserved first, and a file whose blocks cannot be reserved is never mapped.
 
 use crate::Error;
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fchmod, open};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use std::os::fd::OwnedFd;
@@ -27,7 +27,10 @@ impl Mapping {
     /// Makes `path` (which must not exist), reserves `length` bytes and maps them. Nothing is left behind on failure.
     pub(crate) fn create(path: &Path, length: usize) -> Result<(Self, OwnedFd), Error> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| Error::file("make", path, e))?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = open(path, flags, mode).map_err(|e| Error::file("make", path, e))?;
+        // Whatever the host takes from the modes of its files: the collector has to read this one.
+        let _ = fchmod(&file, mode);
         let mapped = reserve(&file, length)
             .map_err(|error| Error::file("reserve space for", path, error))
             .and_then(|()| Self::map(&file, length).map_err(|error| Error::file("map", path, error)));

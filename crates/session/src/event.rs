@@ -45,6 +45,9 @@ impl Event {
             Payload::GpuStep(step) => {
                 (Name::Other, start_ns.saturating_add(i64::from(step.read_after_us).saturating_mul(1000)))
             }
+            Payload::GpuCall(call) => {
+                (Name::Other, start_ns.saturating_add(i64::from(call.read_after_us).saturating_mul(1000)))
+            }
             _ => (Name::Other, start_ns),
         };
         Self { log: log_index, edge: Edge::End, start_ns, end_ns, name, record }

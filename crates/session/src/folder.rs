@@ -4,14 +4,14 @@
 //! Where a header is damaged the name says which log it was, and the records' own checksums say what is left.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use profilemate_format::head::{self, ClockSource, Head, TEXT_OFFSET};
 use profilemate_format::record::{RECORD_BYTES, Slot};
-use profilemate_format::segment::{HEADER_BYTES, SegmentHeader};
-use profilemate_format::{FormatError, HEAD_EXTENSION, SEGMENT_EXTENSION};
+use profilemate_format::segment::{self, HEADER_BYTES, SegmentHeader};
+use profilemate_format::{ENDIAN_MARK, FormatError, HEAD_EXTENSION, SEGMENT_EXTENSION};
 
 use crate::clock::Clock;
 use crate::log::{Log, Segment, is_alive};
@@ -150,7 +150,7 @@ fn segment_name(name: &str) -> Option<(&str, u64)> {
 type Header = Option<Result<SegmentHeader, FormatError>>;
 
 fn read_segment_header(path: &Path) -> io::Result<(u64, Header, Option<FormatError>)> {
-    let file = File::open(path)?;
+    let file = crate::reader::open(path)?;
     let length = file.metadata()?.len();
     let mut bytes = Vec::with_capacity(HEADER_BYTES);
     file.take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
@@ -159,7 +159,7 @@ fn read_segment_header(path: &Path) -> io::Result<(u64, Header, Option<FormatErr
     }
     let header = SegmentHeader::parse(&bytes);
     if let Err(error) = &header
-        && let Some(mended) = mend(&bytes, HEADER_BYTES, SegmentHeader::parse)
+        && let Some(mended) = mend(&bytes, segment::MAGIC, HEADER_BYTES, SegmentHeader::parse)
     {
         return Ok((length, Some(Ok(mended)), Some(error.clone())));
     }
@@ -168,9 +168,22 @@ fn read_segment_header(path: &Path) -> io::Result<(u64, Header, Option<FormatErr
 
 /// Reads a header in which one byte is damaged: the checksum tells when the right one was put back. (A header of
 /// another version or machine has a checksum of its own, which no single byte makes ours.)
-fn mend<T>(bytes: &[u8], header_bytes: usize, parse: impl Fn(&[u8]) -> Result<T, FormatError>) -> Option<T> {
+fn mend<T>(
+    bytes: &[u8],
+    magic: [u8; 8],
+    header_bytes: usize,
+    parse: impl Fn(&[u8]) -> Result<T, FormatError>,
+) -> Option<T> {
+    // Where more than one of the bytes is wrong that are the same in every such file, this is none, or damaged beyond that.
+    let fixed = (0..8).zip(magic).chain((12..16).zip(ENDIAN_MARK.to_le_bytes()));
+    let wrong: Vec<usize> = fixed.filter(|(at, byte)| bytes.get(*at) != Some(byte)).map(|(at, _)| at).collect();
+    let places = match wrong[..] {
+        [] => 0..header_bytes.min(bytes.len()),
+        [at] if at < bytes.len() => at..at + 1,
+        _ => return None,
+    };
     let mut bytes = bytes.to_vec();
-    for at in 0..header_bytes.min(bytes.len()) {
+    for at in places {
         let found = bytes[at];
         for byte in 0..=u8::MAX {
             bytes[at] = byte;
@@ -199,7 +212,7 @@ fn open_log(path: &Path, stem: &str, survey: &mut Survey) -> Result<Option<Log>,
         Ok(head) => head,
         Err(_) if bytes.iter().all(|byte| *byte == 0) => return Ok(None),
         Err(error) => {
-            let Some(head) = mend(&bytes, head::IDENTITY_BYTES, Head::parse) else {
+            let Some(head) = mend(&bytes, head::MAGIC, head::IDENTITY_BYTES, Head::parse) else {
                 survey.damaged(path, format!("{error}; left out"));
                 return Ok(None);
             };
@@ -229,7 +242,7 @@ fn open_log(path: &Path, stem: &str, survey: &mut Survey) -> Result<Option<Log>,
 
 fn read_head(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_HEAD_BYTES).read_to_end(&mut bytes)?;
+    crate::reader::open(path)?.take(MAX_HEAD_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

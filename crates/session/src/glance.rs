@@ -1,6 +1,6 @@
 //! A quick look at a session that may be running: who writes, and whether anything changed. It reads counters only.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -52,7 +52,7 @@ pub fn glance(session_folder: &Path) -> Result<Vec<Glance>, Error> {
 fn look(head: &Path) -> io::Result<Glance> {
     let alive = is_alive(head)?;
     let mut bytes = Vec::new();
-    File::open(head)?.take(TEXT_OFFSET as u64).read_to_end(&mut bytes)?;
+    crate::reader::open(head)?.take(TEXT_OFFSET as u64).read_to_end(&mut bytes)?;
     let word = |offset: usize| {
         bytes.get(offset..offset + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes)
     };

@@ -58,7 +58,7 @@ pub enum Error {
         cause: io::Error,
     },
     /// An output folder holds no session.
-    #[error("there is no session in {}: run `profilemate run -- vllm serve …` first", .0.display())]
+    #[error("there is no session of yours in {}: run `profilemate run -- vllm serve …` first", .0.display())]
     NoSession(PathBuf),
     /// The system refused.
     #[error("cannot read {}: {cause}", .path.display())]

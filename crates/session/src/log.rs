@@ -1,6 +1,5 @@
 //! One process's log: who wrote it, how far it goes, what of it is sound.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -103,7 +102,7 @@ impl Log {
 /// # Errors
 /// When the file cannot be opened. A file system without locks answers `false`.
 pub fn is_alive(head: &Path) -> io::Result<bool> {
-    let file = File::open(head)?;
+    let file = crate::reader::open(head)?;
     // The lock, if it is got, goes with the descriptor at the end of this function.
     Ok(matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK)))
 }

@@ -68,6 +68,10 @@ names! {
     ModelExecution = "model_execution" in Worker,
     /// The model alone.
     Forward = "forward" in Worker,
+    /// The model's encoders (vision, audio), one call.
+    Encoder = "encoder" in Worker,
+    /// Cross-attention of one layer, inside `forward`.
+    CrossAttention = "cross_attention" in Worker,
     /// Choosing tokens.
     Sampling = "sampling" in Worker,
     /// The runner's own state after sampling.

@@ -3,16 +3,24 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use profilemate_format::record::{RECORD_BYTES, Record, Slot, read_slot};
 use profilemate_format::segment::HEADER_BYTES;
+use rustix::fs::OFlags;
 
 use crate::Error;
 use crate::log::Log;
 
 /// Bytes read at once; a multiple of the size of a record.
 const BUFFER_BYTES: usize = 256 << 10;
+
+/// Opens a file of a raw log: no link, and no pipe that would keep a reader waiting.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK);
+    File::options().read(true).custom_flags(FLAGS.bits().cast_signed()).open(path)
+}
 
 /// Fills `buffer` as far as the file goes.
 fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
@@ -41,11 +49,13 @@ pub(crate) struct Slots {
 impl Slots {
     /// Opens a segment and skips its header; `slots` bounds how many are read.
     pub(crate) fn open(path: &Path, slots: u32, buffer: Vec<u8>) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        let mut file = open(path)?;
         let mut header = [0; HEADER_BYTES];
         let filled = read_full(&mut file, &mut header)?;
+        // A small file needs no large buffer; one that grows meanwhile is read in more pieces.
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(BUFFER_BYTES);
         let mut buffer = buffer;
-        buffer.resize(BUFFER_BYTES, 0);
+        buffer.resize(length.next_multiple_of(RECORD_BYTES).clamp(RECORD_BYTES, BUFFER_BYTES), 0);
         let limit = if filled < HEADER_BYTES { 0 } else { slots };
         Ok(Self { file, buffer, at: 0, filled: 0, slot: 0, limit })
     }

@@ -40,6 +40,8 @@ pub enum Kind {
     Path,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// `all`, or the numbers of layers: `0,8,16`, or `[0, 8, 16]` as a file has them.
+    Layers,
 }
 
 /// One setting.
@@ -147,6 +149,30 @@ pub const SETTINGS: &[Setting] = &[
         "Preemption and lifecycle profiler",
     ),
     switch("encoder_decoder_timing", "PROFILEMATE_ENABLE_ENCODER_DECODER_TIMING", "1", "Encoder/decoder profiler"),
+    switch("nvtx", "PROFILEMATE_NVTX", "0", "Make an NVTX range of each hooked function, for Nsight Systems"),
+    Setting {
+        key: "moe_layers",
+        variable: "PROFILEMATE_MOE_LAYERS",
+        legacy: None,
+        kind: Kind::Layers,
+        default: "all",
+        help: "MoE layers whose experts are counted",
+    },
+    switch(
+        "moe_coselection",
+        "PROFILEMATE_MOE_COSELECTION",
+        "0",
+        "Also count pairs of experts chosen for one token",
+    ),
+    switch("moe_weights", "PROFILEMATE_MOE_WEIGHTS", "0", "Also count routing weights, as a histogram"),
+    Setting {
+        key: "moe_interval_seconds",
+        variable: "PROFILEMATE_MOE_INTERVAL_SECONDS",
+        legacy: None,
+        kind: Kind::Number { min: 1 },
+        default: "10",
+        help: "Seconds between two records of the load of experts",
+    },
     switch("sampling_timing", "PROFILEMATE_ENABLE_SAMPLING_TIMING", "1", "Sampling profiler"),
     switch("gpu_memory", "PROFILEMATE_ENABLE_GPU_MEMORY", "1", "GPU memory profiler"),
     Setting {
@@ -198,10 +224,18 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Values come from outside: no control character of theirs reaches a terminal.
+        // Values come from outside, and so do a file's keys: no control character of theirs reaches a terminal.
         let value: String = self.value.chars().take(80).flat_map(char::escape_default).collect();
-        write!(f, "{}=\"{value}\" {}; using {}", self.source, self.reason, self.used)
+        write!(f, "{}=\"{value}\" {}; using {}", seen(&self.source), seen(&self.reason), seen(&self.used))
     }
+}
+
+/// The text with control characters written out.
+fn seen(text: &str) -> String {
+    let letter = |letter: char| {
+        if letter.is_control() { letter.escape_default().collect() } else { String::from(letter) }
+    };
+    text.chars().map(letter).collect()
 }
 
 /// A value of a setting.
@@ -248,6 +282,14 @@ fn parse(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Path => Ok(Value::Text(text.to_owned())),
         Kind::Choice(words) if words.contains(&trimmed) => Ok(Value::Text(trimmed.to_owned())),
         Kind::Choice(words) => Err(format!("is none of {}", words.join(", "))),
+        Kind::Layers if trimmed == "all" => Ok(Value::Text(trimmed.to_owned())),
+        Kind::Layers => {
+            let inner = trimmed.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(trimmed);
+            let layers: Result<Vec<u16>, _> = inner.split(',').map(|layer| layer.trim().parse()).collect();
+            let text = |layers: Vec<u16>| layers.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+            let reason = "is neither all nor numbers of layers with commas between them";
+            layers.map(|layers| Value::Text(text(layers))).map_err(|_| reason.into())
+        }
     }
 }
 
@@ -260,10 +302,18 @@ pub struct Settings {
 impl Settings {
     /// Resolves every setting from `variable` (a look-up of environment variables) and the configuration file.
     pub fn load(variable: impl Fn(&str) -> Option<String>) -> (Self, Vec<Problem>) {
+        Self::load_with(variable, |path| std::fs::read_to_string(path))
+    }
+
+    /// The same with `read` in place of the file system.
+    pub fn load_with(
+        variable: impl Fn(&str) -> Option<String>,
+        read: impl Fn(&str) -> std::io::Result<String>,
+    ) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let file = variable(CONFIG_VARIABLE)
             .filter(|path| !path.is_empty())
-            .map(|path| (read_file(&path, &mut problems), path));
+            .map(|path| (parse_file(read(&path), &path, &mut problems), path));
         let values =
             SETTINGS.iter().map(|setting| resolve(setting, &variable, file.as_ref(), &mut problems)).collect();
         (Self { values }, problems)
@@ -353,14 +403,14 @@ fn resolve(
     (value, set)
 }
 
-fn read_file(path: &str, problems: &mut Vec<Problem>) -> toml::Table {
+fn parse_file(text: std::io::Result<String>, path: &str, problems: &mut Vec<Problem>) -> toml::Table {
     let problem = |reason: String| Problem {
         source: CONFIG_VARIABLE.to_owned(),
         value: path.to_owned(),
         reason,
         used: "the environment and the defaults".to_owned(),
     };
-    let text = match std::fs::read_to_string(path) {
+    let text = match text {
         Ok(text) => text,
         Err(error) => {
             problems.push(problem(format!("cannot be read ({error})")));
@@ -447,6 +497,17 @@ mod tests {
         let own = ("PROFILEMATE_LOG_INTERVAL", "9");
         assert_eq!(load(&[(CONFIG_VARIABLE, path), legacy, own]).0.number("log_interval"), 9);
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn layers_are_all_or_numbers() {
+        for (value, layers) in [("all", "all"), ("0,8, 16", "0,8,16"), ("[1, 2]", "1,2"), ("7", "7")] {
+            assert_eq!(load(&[("PROFILEMATE_MOE_LAYERS", value)]).0.text("moe_layers"), layers);
+        }
+        for value in ["none", "1,,2", "-1", "[]", "1-3"] {
+            let (settings, problems) = load(&[("PROFILEMATE_MOE_LAYERS", value)]);
+            assert_eq!((settings.text("moe_layers"), problems.len()), ("all", 1), "{value}");
+        }
     }
 
     #[test]

@@ -52,6 +52,7 @@ fn takes(kind: Kind) -> String {
         Kind::Number { min } => format!("a whole number, at least {min}"),
         Kind::Bytes { min } => format!("bytes: digits, then `K`, `M` or `G` (of 1024); at least {min}"),
         Kind::Path => "a path".to_owned(),
+        Kind::Layers => "`all`, or numbers of layers: `0,8,16`".to_owned(),
         Kind::Choice(words) => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or "),
     }
 }
@@ -61,7 +62,7 @@ fn toml_value(setting: &Setting) -> String {
     match setting.kind {
         Kind::Switch | Kind::LegacySwitch => (setting.default == "1").to_string(),
         Kind::Number { .. } => setting.default.to_owned(),
-        Kind::Bytes { .. } | Kind::Path | Kind::Choice(_) => format!("\"{}\"", setting.default),
+        Kind::Bytes { .. } | Kind::Path | Kind::Choice(_) | Kind::Layers => format!("\"{}\"", setting.default),
     }
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.probes import (
     cuda_graphs,
+    encoder,
     engine_core,
     front_end,
+    kv_cache,
     model_runner,
     model_runner_v2,
     requests,
@@ -24,4 +26,20 @@ HOOKS: tuple[HookSpec, ...] = (
     *model_runner.HOOKS,
     *model_runner_v2.HOOKS,
     *cuda_graphs.HOOKS,
+    *encoder.HOOKS,
+)
+
+#: Hooks that a probe puts in place by itself, where a vLLM needs them.
+LATE_HOOKS: tuple[HookSpec, ...] = (requests.FREE_IN_SCHEDULE,)
+
+#: What the probes read of vLLM's objects.
+READS: tuple[Reads, ...] = (
+    *front_end.READS,
+    *engine_core.READS,
+    *scheduler.READS,
+    *requests.READS,
+    *kv_cache.READS,
+    *worker.READS,
+    *model_runner.READS,
+    *cuda_graphs.READS,
 )

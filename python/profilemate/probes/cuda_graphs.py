@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from profilemate import _native
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.probes import gpu_memory
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _V2 = "vllm.v1.worker.gpu.model_runner"
 _V2_GRAPHS = "vllm.v1.worker.gpu.cudagraph_utils"
+_NO_V2 = "vLLM 0.11 has no V2 model runner: nothing is lost"
 
 
 def _mode_name(mode: Any) -> str:
@@ -143,6 +144,7 @@ def _capture_model(place: str) -> HookSpec:
         before=_before_capture_model,
         after=_after_capture_model,
         optional=not place.startswith(_V1),
+        without="" if place.startswith(_V1) else _NO_V2,
     )
 
 
@@ -155,6 +157,8 @@ HOOKS = (
         kind=_native.CALL,
         lane=_native.WORKER,
         after=_native.Dispatch(descriptor_text, "", "uniform"),
+        without="vLLM 0.11 decides on a graph in the middle of `execute_model`: the tables of CUDA graphs are missing, "
+        "and cudagraph_mode and padded_tokens of forward_pass_timing.csv are empty",
     ),
     _capture_model(f"{_V2}:GPUModelRunner.capture_model"),
     HookSpec(
@@ -165,6 +169,8 @@ HOOKS = (
         lane=_native.WORKER,
         after=_native.Dispatch(descriptor_text, "cg_mode", "uniform_token_count"),
         optional=True,
+        without="before vLLM 0.20 the V2 model runner, which has to be asked for there, decides on a graph elsewhere: "
+        "with it, the tables of CUDA graphs are missing",
     ),
     HookSpec(
         name="cuda_graphs.capture_v2",
@@ -175,6 +181,8 @@ HOOKS = (
         before=_before_v2_capture,
         after=_after_v2_capture,
         optional=True,
+        without="before vLLM 0.18 the V2 model runner, which has to be asked for there, captures elsewhere: with it, "
+        "cuda_graph_captures.csv has no rows",
     ),
     HookSpec(
         name="cuda_graphs.prepare_v2",
@@ -184,5 +192,47 @@ HOOKS = (
         lane=_native.WORKER,
         before=_before_v2_prepare,
         optional=True,
+        without=_NO_V2,
+    ),
+)
+
+_DISPATCH = ("cuda_graphs.dispatch",)
+_DISPATCH_V2 = ("cuda_graphs.dispatch_v2",)
+_DESCRIPTOR = ("vllm.forward_context:BatchDescriptor",)
+_DESCRIPTOR_V2 = (f"{_V2_GRAPHS}:BatchExecutionDescriptor",)
+_DUMMY_RUN = (f"{_V1}._dummy_run()",)
+
+READS = (
+    Reads(_DESCRIPTOR, ("num_tokens",), _DISPATCH),
+    Reads(_DESCRIPTOR, ("uniform", "uniform_decode"), _DISPATCH, one_of=True),
+    Reads(_DESCRIPTOR, ("num_reqs",), _DISPATCH, without="num_reqs of descriptors is empty"),
+    Reads(
+        _DESCRIPTOR,
+        ("has_lora", "num_active_loras"),
+        _DISPATCH,
+        one_of=True,
+        without="has_lora of descriptors is empty",
+    ),
+    Reads(_DESCRIPTOR_V2, ("cg_mode", "num_tokens", "num_reqs", "uniform_token_count"), _DISPATCH_V2),
+    Reads(
+        _DESCRIPTOR_V2,
+        ("num_active_loras",),
+        _DISPATCH_V2,
+        without="graphs are not captured for numbers of adapters there: has_lora of descriptors is empty",
+    ),
+    Reads(_DUMMY_RUN, ("cudagraph_runtime_mode", "uniform_decode"), ("model_runner.dummy_run",)),
+    Reads(_DUMMY_RUN, ("num_active_loras",), ("model_runner.dummy_run",), without="has_lora of captures is empty"),
+    Reads(
+        (f"{_V2}:GPUModelRunner.capture_model()",),
+        ("profile_only",),
+        ("cuda_graphs.capture_model_v2",),
+        without="every capture is kept there: nothing is lost",
+    ),
+    Reads((f"{_V2_GRAPHS}:ModelCudaGraphManager",), ("_capture_descs",), ("cuda_graphs.capture_v2",)),
+    Reads(
+        (f"{_V2_GRAPHS}:ModelCudaGraphManager",),
+        ("use_breakable_cg",),
+        ("cuda_graphs.capture_v2",),
+        without="there are no breakable graphs there: nothing is lost",
     ),
 )

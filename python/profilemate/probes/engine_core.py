@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from profilemate import _native, session
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 
 
 def data_parallel_rank(vllm_config: Any) -> int:
@@ -68,4 +68,23 @@ HOOKS = (
         span="engine_idle",
         before=_before_process_input_queue,
     ),
+)
+
+READS = (
+    Reads(
+        ("vllm.config:ParallelConfig",),
+        ("data_parallel_index", "data_parallel_rank"),
+        ("engine_core.init", "scheduler.init", "worker.init"),
+        one_of=True,
+    ),
+    Reads(
+        ("vllm.config:VllmConfig",), ("parallel_config",), ("engine_core.init", "scheduler.init", "worker.init")
+    ),
+    Reads(
+        ("vllm.v1.engine.core:EngineCoreProc",),
+        ("has_work", "scheduler"),
+        ("engine_core.process_input_queue",),
+        one_of=True,
+    ),
+    Reads(("vllm.v1.core.sched.scheduler:Scheduler",), ("has_requests",), ("engine_core.process_input_queue",)),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from profilemate import _native, session
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.probes import requests
 from profilemate.settings import settings
 
@@ -65,5 +65,30 @@ HOOKS = (
         profilers=("cpu_timing",),
         span="tokenization",
         everywhere=True,
+    ),
+)
+
+READS = (
+    Reads(
+        ("vllm.v1.engine.async_llm:AsyncLLM.__init__()",),
+        ("client_index",),
+        ("front_end.async_llm",),
+    ),
+    Reads(
+        ("vllm.v1.engine.output_processor:OutputProcessorOutput",),
+        ("reqs_to_abort",),
+        ("output_processor.process_outputs",),
+    ),
+    Reads(("vllm.v1.engine:EngineCoreRequest",), ("request_id",), ("output_processor.add_request",)),
+    Reads(
+        ("vllm.v1.engine:EngineCoreRequest",),
+        ("external_req_id",),
+        ("output_processor.add_request",),
+        without="the id that the client gave is the engine's own there: nothing is lost",
+    ),
+    Reads(
+        ("vllm.v1.engine.output_processor:OutputProcessor.add_request()",),
+        ("request_index",),
+        ("output_processor.add_request",),
     ),
 )

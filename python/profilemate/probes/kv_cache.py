@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from profilemate import _native, session
+from profilemate.hooks import Reads
 
 #: So many blocks of a pool are followed at most: of more, every second, third, … one.
 _MOST_FOLLOWED = 4096
@@ -34,7 +35,12 @@ def _collector(pool: Any, name: str) -> _native.KvCacheCollector | None:
         return None
     blocks = int(pool.num_gpu_blocks)
     every = -(-blocks // _MOST_FOLLOWED)
-    collector = _native.KvCacheCollector(name, blocks, every, pool.metrics_collector)
+    theirs = pool.metrics_collector
+    collector = (
+        _native.KvCacheCollector(name, blocks, every)
+        if theirs is None
+        else _native.KvCacheCollectorBeside(name, blocks, every, theirs)
+    )
     pool.metrics_collector = collector
     return collector
 
@@ -67,6 +73,44 @@ def watch(scheduler: Any, books: _native.SchedulerBooks) -> None:
         "kv_evictions",
         "on"
         if collectors[0] is not None
-        else "could not attach: BlockPool has no metrics_collector (vLLM before 0.14)",
+        else "could not attach: BlockPool has no metrics_collector (vLLM before 0.12)",
     )
     session.note_profiler("kv_cache_tracking", "on")
+
+
+_IN = ("scheduler.init",)
+_EVICTIONS = "no block is followed: kv_cache_evictions.csv is missing, and lifetimes in kv_cache_summary.json are"
+
+READS = (
+    Reads(("vllm.v1.core.sched.scheduler:Scheduler",), ("kv_cache_manager",), _IN),
+    Reads(("vllm.v1.core.sched.scheduler:Scheduler",), ("block_size",), _IN, without="kv_block_size is not said"),
+    Reads(
+        ("vllm.v1.core.kv_cache_manager:KVCacheManager",),
+        ("coordinator", "block_pool", "enable_caching", "prefix_cache_stats"),
+        _IN,
+    ),
+    Reads(("vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator",), ("block_pool", "single_type_managers"), _IN),
+    Reads(("vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",), ("block_pool",), _IN),
+    Reads(
+        ("vllm.v1.core.block_pool:BlockPool",),
+        ("num_gpu_blocks", "free_block_queue", "cached_block_hash_to_block"),
+        _IN,
+    ),
+    Reads(("vllm.v1.core.block_pool:BlockPool",), ("metrics_collector",), _IN, without=_EVICTIONS),
+    Reads(
+        ("vllm.v1.core.block_pool:BlockHashToBlockMap",),
+        ("_cache",),
+        _IN,
+        without="the map of cached blocks is a plain dict there: nothing is lost",
+    ),
+    Reads(("vllm.v1.core.kv_cache_utils:FreeKVCacheBlockQueue",), ("num_free_blocks",), _IN),
+    Reads(("vllm.v1.core.kv_cache_utils:KVCacheBlock",), ("block_id", "ref_cnt"), _IN),
+    Reads(("vllm.v1.core.kv_cache_utils:KVCacheBlock",), ("_block_hash", "block_hash"), _IN, one_of=True),
+    Reads(
+        ("vllm.v1.core.kv_cache_metrics:KVCacheMetricsCollector",),
+        ("on_block_allocated", "on_block_accessed", "on_block_evicted", "reset", "drain_events"),
+        _IN,
+        without=_EVICTIONS,
+    ),
+    Reads(("vllm.v1.metrics.stats:PrefixCacheStats",), ("queries", "hits"), _IN),
+)

@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from profilemate import _native
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.probes.cuda_graphs import after_v1_dummy_run, before_v1_dummy_run
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 #: What takes part in a step's times on the GPU.
-TIMED = ("forward_pass_timing", "sampling_timing")
+TIMED = ("forward_pass_timing", "encoder_decoder_timing", "sampling_timing")
 _ALL = (*TIMED, "cpu_timing")
+NO_V2 = "vLLM 0.11 has no V2 model runner: nothing is lost"
 
 
 def output_hook(name: str, place: str) -> HookSpec:
@@ -20,12 +21,13 @@ def output_hook(name: str, place: str) -> HookSpec:
     return HookSpec(
         name=name,
         places=(place,),
-        profilers=("forward_pass_timing",),
+        profilers=("forward_pass_timing", "encoder_decoder_timing"),
         lane=_native.WORKER_OUTPUT,
         span="output_ready",
         before=_before_get_output,
         timing="lightweight",
         optional=True,
+        without=NO_V2,
     )
 
 
@@ -49,6 +51,9 @@ def sample_tokens_hooks(name: str, place: str) -> tuple[HookSpec, ...]:
         lane=_native.WORKER,
         marks=_native.MARK_STEP_ENDED,
         optional=True,
+        without="vLLM 0.11.0 samples in `execute_model`, where the step ends: nothing is lost"
+        if place.startswith(_V1)
+        else NO_V2,
     )
     # The first that is attached stays.
     lightweight = replace(
@@ -57,25 +62,30 @@ def sample_tokens_hooks(name: str, place: str) -> tuple[HookSpec, ...]:
     return lightweight, hook
 
 
+#: Where it finds nothing, it is put on the model itself when that is loaded (`probes/worker.py`).
+FORWARD = HookSpec(
+    name="model_runner.forward",
+    places=(f"{_V1}._model_forward",),
+    profilers=_ALL,
+    lane=_native.WORKER,
+    marks=_native.MARK_FORWARD,
+    span="forward",
+    without="vLLM 0.11.0 calls the model in the middle of `execute_model`: the model's own method is hooked when it is "
+    "loaded, and nothing is lost",
+)
+
 HOOKS = (
     HookSpec(
         name="model_runner.execute_model",
         places=(f"{_V1}.execute_model",),
-        profilers=(*_ALL, "gpu_memory"),
+        profilers=(*_ALL, "moe_expert_tracking", "gpu_memory"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP,
         span="model_execution",
         closes_step=True,
         before=_native.before_execute_model,
     ),
-    HookSpec(
-        name="model_runner.forward",
-        places=(f"{_V1}._model_forward",),
-        profilers=_ALL,
-        lane=_native.WORKER,
-        marks=_native.MARK_FORWARD,
-        span="forward",
-    ),
+    FORWARD,
     HookSpec(
         name="model_runner.sample",
         places=(f"{_V1}._sample",),
@@ -127,5 +137,13 @@ HOOKS = (
         span="dummy_run",
         before=before_v1_dummy_run,
         after=after_v1_dummy_run,
+    ),
+)
+
+READS = (
+    Reads(
+        ("vllm.v1.core.sched.output:SchedulerOutput",),
+        ("total_num_scheduled_tokens", "num_scheduled_tokens"),
+        ("model_runner.execute_model", "model_runner_v2.execute_model"),
     ),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from profilemate import _native
 from profilemate.hooks import HookSpec
-from profilemate.probes.model_runner import TIMED, output_hook, sample_tokens_hooks
+from profilemate.probes.model_runner import NO_V2, TIMED, output_hook, sample_tokens_hooks
 
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
@@ -19,13 +19,14 @@ HOOKS = (
     HookSpec(
         name="model_runner_v2.execute_model",
         places=(f"{_V2}.execute_model",),
-        profilers=(*_ALL, "gpu_memory"),
+        profilers=(*_ALL, "moe_expert_tracking", "gpu_memory"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP | _native.MARK_FORWARD_ENDED,
         span="model_execution",
         closes_step=True,
         before=_native.before_execute_model,
         optional=True,
+        without=NO_V2,
     ),
     HookSpec(
         name="model_runner_v2.forward_begins",
@@ -36,6 +37,8 @@ HOOKS = (
         marks=_native.MARK_FORWARD_BEGINS,
         everywhere=True,
         optional=True,
+        without="before vLLM 0.15 the V2 model runner, which has to be asked for there, tells nobody that its forward "
+        "pass begins: with it, forward_pass_timing.csv is missing",
     ),
     HookSpec(
         name="model_runner_v2.sample",
@@ -57,6 +60,7 @@ HOOKS = (
         before=_native.before_sampler_add_request,
         # Not there before 0.17.
         optional=True,
+        without=NO_V2,
     ),
     HookSpec(
         name="model_runner_v2.postprocess",
@@ -65,6 +69,7 @@ HOOKS = (
         lane=_native.WORKER,
         span="bookkeeping",
         optional=True,
+        without=NO_V2,
     ),
     *sample_tokens_hooks("model_runner_v2.sample_tokens", f"{_V2}.sample_tokens"),
     HookSpec(
@@ -74,5 +79,6 @@ HOOKS = (
         lane=_native.WORKER,
         span="dummy_run",
         optional=True,
+        without=NO_V2,
     ),
 )

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from profilemate import _native, session
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.settings import settings
 
 #: Key of the hash that stands for ids of requests; children inherit it, and no file has it.
@@ -38,12 +38,12 @@ def watch(books: _native.SchedulerBooks) -> None:
         # vLLM 0.11 has no method for it.
         module = sys.modules.get("vllm.v1.core.kv_cache_manager")
         if module is not None:
-            session.attach(_FREE_IN_SCHEDULE, module)
+            session.attach(FREE_IN_SCHEDULE, module)
     for hook in ("scheduler.add_request", "scheduler.free_request"):
         if hook not in attached:
             session.note_profiler_needs("preemption_tracking", hook)
             return
-    if not {"scheduler.preempt_request", _FREE_IN_SCHEDULE.name} & attached.keys():
+    if not {"scheduler.preempt_request", FREE_IN_SCHEDULE.name} & attached.keys():
         session.note_profiler_needs("preemption_tracking", "scheduler.preempt_request")
         return
     hash_ids()
@@ -144,8 +144,8 @@ SCHEDULER_HOOKS = (
         lane=_native.ENGINE,
         before=_before_preempt,
         after=_after_preempt,
-        # Not there in 0.11.
         optional=True,
+        without="vLLM 0.11 preempts inside of `schedule`, where `kv_cache_manager.free` sees it: nothing is lost",
     ),
     HookSpec(
         name="scheduler.free_request",
@@ -157,13 +157,14 @@ SCHEDULER_HOOKS = (
     ),
 )
 
-_FREE_IN_SCHEDULE = HookSpec(
+FREE_IN_SCHEDULE = HookSpec(
     name="kv_cache_manager.free",
     places=("vllm.v1.core.kv_cache_manager:KVCacheManager.free",),
     kind=_native.CALL,
     lane=_native.ENGINE,
     before=_before_free,
     after=_after_preempt,
+    instead_of="scheduler.preempt_request",
 )
 
 HOOKS = (
@@ -175,4 +176,46 @@ HOOKS = (
         kind=_native.CALL,
         before=_native.before_processor_add_request,
     ),
+)
+
+_REQUEST = ("vllm.v1.request:Request",)
+_LIVES = ("scheduler.add_request", "scheduler.free_request", "scheduler.schedule")
+
+READS = (
+    Reads(
+        _REQUEST,
+        (
+            *("request_id", "arrival_time", "num_prompt_tokens", "priority", "client_index", "pooling_params"),
+            *("num_tokens", "num_computed_tokens", "num_output_tokens", "is_finished", "status"),
+        ),
+        _LIVES,
+    ),
+    Reads(_REQUEST, ("resumable",), _LIVES, without="there are no streaming sessions there: nothing is lost"),
+    Reads(
+        _REQUEST,
+        ("num_preemptions",),
+        _LIVES,
+        without="vLLM keeps no count of its own: preemptions are counted as they are recorded, and what a resumed request "
+        "finds in the prefix cache is counted as a new one's",
+    ),
+    Reads(
+        _REQUEST,
+        ("prefill_stats",),
+        _LIVES,
+        without="prompt tokens that a KV connector fetched are counted among those of the prefix cache",
+    ),
+    Reads(
+        ("vllm.v1.metrics.stats:PrefillStats",),
+        ("num_external_cached_tokens",),
+        _LIVES,
+        without="prompt tokens that a KV connector fetched are counted among those of the prefix cache",
+    ),
+    # Read where a request is preempted: who calls, and what the caller calls the request that needs the blocks.
+    Reads(
+        (_SCHEDULER,), ("schedule", "reset_prefix_cache"), ("scheduler.preempt_request", "kv_cache_manager.free")
+    ),
+    Reads(
+        (f"{_SCHEDULER}.schedule()",), ("self", "request"), ("scheduler.preempt_request", "kv_cache_manager.free")
+    ),
+    Reads(("vllm.v1.request:RequestStatus",), ("RUNNING",), ("kv_cache_manager.free",)),
 )

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from profilemate import _native, session
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.probes import kv_cache, requests
 from profilemate.probes.engine_core import data_parallel_rank
 from profilemate.settings import settings
@@ -126,4 +126,88 @@ HOOKS = (
         before=_native.before_update_from_output,
         after=_native.after_update_from_output,
     ),
+)
+
+_SCHEDULER = ("vllm.v1.core.sched.scheduler:Scheduler",)
+_SCHEDULED = ("scheduler.schedule",)
+
+READS = (
+    Reads(_SCHEDULER, ("vllm_config", "max_num_running_reqs", "max_num_scheduled_tokens"), ("scheduler.init",)),
+    Reads(_SCHEDULER, ("requests", "get_request_counts", "finished_req_ids"), _SCHEDULED),
+    Reads(
+        ("vllm.v1.core.sched.output:SchedulerOutput",),
+        ("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "total_num_scheduled_tokens"),
+        _SCHEDULED,
+    ),
+    Reads(("vllm.v1.core.sched.output:NewRequestData",), ("req_id",), _SCHEDULED),
+    Reads(("vllm.v1.core.sched.output:CachedRequestData",), ("req_ids",), _SCHEDULED),
+    Reads(
+        ("vllm.v1.core.sched.output:CachedRequestData",),
+        ("resumed_req_ids", "resumed_from_preemption"),
+        _SCHEDULED,
+        one_of=True,
+    ),
+    Reads(("vllm.v1.engine:EngineCoreOutputs",), ("outputs", "timestamp"), ("scheduler.update_from_output",)),
+    Reads(("vllm.v1.engine:EngineCoreOutput",), ("new_token_ids",), ("scheduler.update_from_output",)),
+    # What keeps a batch from being larger.
+    Reads(_SCHEDULER, ("waiting",), _SCHEDULED),
+    Reads(_SCHEDULER, ("connector", "lora_config"), ("scheduler.init",)),
+    Reads(
+        _SCHEDULER,
+        ("max_num_active_reqs",),
+        _SCHEDULED,
+        without="as many requests are active as run: nothing is lost",
+    ),
+    Reads(
+        _SCHEDULER,
+        ("deferred_waiting", "skipped_waiting"),
+        _SCHEDULED,
+        one_of=True,
+        without="requests that are not ready go back to the front of the queue there, and are looked for in it",
+    ),
+    Reads(("vllm.v1.core.sched.request_queue:RequestQueue",), ("peek_request",), _SCHEDULED),
+    Reads(
+        _SCHEDULER,
+        ("num_waiting_for_streaming_input",),
+        _SCHEDULED,
+        without="there are no streaming sessions there: nothing is lost",
+    ),
+    Reads(_SCHEDULER, ("_pause_state",), _SCHEDULED, without="a scheduler is not paused there: nothing is lost"),
+    Reads(
+        _SCHEDULER,
+        ("ec_connector",),
+        ("scheduler.init",),
+        without="there is no encoder cache connector there: nothing is lost",
+    ),
+    Reads(
+        _SCHEDULER,
+        ("need_mamba_block_aligned_split",),
+        ("scheduler.init",),
+        without="prompts are not split at Mamba blocks there: nothing is lost",
+    ),
+    Reads(
+        ("vllm.config:VllmConfig",),
+        ("scheduler_config", "model_config", "parallel_config", "speculative_config", "kv_transfer_config"),
+        ("scheduler.init",),
+    ),
+    Reads(
+        ("vllm.config:VllmConfig",),
+        ("ec_transfer_config",),
+        ("scheduler.init",),
+        without="there is no encoder cache connector there: nothing is lost",
+    ),
+    Reads(
+        ("vllm.config:VllmConfig",),
+        ("diffusion_config",),
+        ("scheduler.init",),
+        without="there are no diffusion models there: nothing is lost",
+    ),
+    Reads(("vllm.config:ModelConfig",), ("runner_type", "is_multimodal_model"), ("scheduler.init",)),
+    Reads(
+        ("vllm.config:SchedulerConfig",),
+        ("enable_chunked_prefill", "chunked_prefill_enabled"),
+        ("scheduler.init",),
+        one_of=True,
+    ),
+    Reads(("vllm.config:ParallelConfig",), ("data_parallel_size",), ("scheduler.init",)),
 )

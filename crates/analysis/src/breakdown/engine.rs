@@ -46,6 +46,7 @@ fn part(kind: usize) -> Part {
     const OF: [Part; KINDS + 1] = [
         Part::Scheduling,
         Part::UpdateFromOutput,
+        Part::Encoder,
         Part::Forward,
         Part::Drafting,
         Part::Sampling,

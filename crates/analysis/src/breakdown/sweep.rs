@@ -11,6 +11,8 @@ pub(super) enum Kind {
     Scheduling,
     /// The engine takes a step's tokens.
     UpdateFromOutput,
+    /// An encoder (vision, audio), by the clock that times it.
+    Encoder,
     /// A forward pass, by the clock that times it.
     Forward,
     /// The GPU proposes tokens.
@@ -147,6 +149,7 @@ mod tests {
     const EVERY: [Kind; KINDS] = [
         Kind::Scheduling,
         Kind::UpdateFromOutput,
+        Kind::Encoder,
         Kind::Forward,
         Kind::GpuDrafting,
         Kind::GpuSampling,

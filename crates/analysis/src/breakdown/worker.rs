@@ -66,7 +66,8 @@ impl Worker {
                 }
                 Kind::ModelExecution
             }
-            Name::Forward if self.only_launches => Kind::Launch,
+            Name::Forward | Name::Encoder if self.only_launches => Kind::Launch,
+            Name::Encoder => Kind::Encoder,
             // The pass itself is marked by what timed it.
             Name::Forward => Kind::Forward,
             Name::Sampling | Name::GrammarBitmask => Kind::Sampling,
@@ -98,6 +99,8 @@ impl Worker {
         let (Timing::Events, Some(busy_ns)) = (pass.timing, pass.gpu_busy_ns) else { return };
         let gpu = &mut self.gpu;
         gpu.steps += 1;
+        let encoder_ns = pass.gpu_encoder_ns.unwrap_or(0);
+        gpu.encoder_ns = gpu.encoder_ns.saturating_add(encoder_ns);
         // In the order in which they lie in the step; a clock's resolution may make them longer than the whole.
         let mut left_ns = busy_ns;
         let mut take = |ns: u64| {
@@ -112,7 +115,7 @@ impl Worker {
         let Some(before_ns) = pass.gpu_idle_ns else { return };
         let without_work_ns = match pass.gpu_start {
             Some(placed) => {
-                let from_ns = placed.start_ns.saturating_sub_unsigned(before_ns);
+                let from_ns = placed.start_ns.saturating_sub_unsigned(before_ns.saturating_add(encoder_ns));
                 idle_ns(from_ns, placed.start_ns).min(before_ns)
             }
             None => 0,

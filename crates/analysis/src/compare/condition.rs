@@ -63,7 +63,9 @@ const MOST_TYPOS: usize = 3;
 
 /// The names that somebody may have meant.
 fn like(name: &str) -> Vec<String> {
-    let family = |name: &str| name.split('.').next().unwrap_or("").to_owned();
+    fn family(name: &str) -> &str {
+        name.split('.').next().unwrap_or("")
+    }
     let all: Vec<String> = Metric::all().into_iter().map(Metric::name).collect();
     let of_family: Vec<String> = all.iter().filter(|known| family(known) == family(name)).cloned().collect();
     if !of_family.is_empty() {
@@ -71,7 +73,10 @@ fn like(name: &str) -> Vec<String> {
     }
     // No name is as long as this, and the time that it takes grows with the text.
     let name: String = name.chars().take(64).collect();
-    let typos = all.into_iter().map(|known| (strsim::levenshtein(&name, &known), known));
+    // Names whose lengths differ by more than that differ by more than that.
+    let length = name.chars().count();
+    let near = all.into_iter().filter(|known| known.len().abs_diff(length) <= MOST_TYPOS);
+    let typos = near.map(|known| (strsim::levenshtein(&name, &known), known));
     let mut near: Vec<(usize, String)> = typos.filter(|(typos, _)| *typos <= MOST_TYPOS).collect();
     near.sort();
     near.into_iter().map(|(_, known)| known).take(MOST_TYPOS).collect()

@@ -256,7 +256,14 @@ impl Metric {
 
     /// The metric with this name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::all().into_iter().find(|metric| metric.name() == name)
+        Self::all().into_iter().find(|metric| match metric {
+            Self::Time(times, statistic) => {
+                let rest = name.strip_prefix(times.text()).and_then(|rest| rest.strip_prefix('.'));
+                rest == Some(statistic.text())
+            }
+            Self::Rate(rate) => rate.text() == name,
+            Self::Share(share) => share.text() == name,
+        })
     }
 
     /// What it is, in a few words.

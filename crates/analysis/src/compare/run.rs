@@ -250,8 +250,10 @@ impl Collector {
             | Row::Sampling(_)
             | Row::GpuMemory(_)
             | Row::Step(_)
+            | Row::ExpertInterval(_)
             | Row::Span(_)
-            | Row::FirstToken(_) => {}
+            | Row::FirstToken(_)
+            | Row::Component(_) => {}
         }
     }
 

@@ -1,8 +1,8 @@
 //! The KV cache: too small, larger than needed, and what its prefix cache does.
 
 use super::{
-    Change, Confidence, Direction, Evidence, Finding, Found, Level, Severity, Subject, batches, count, evidence,
-    maybe, preemption, proof, queue, settings, share,
+    Change, Confidence, Direction, Evidence, Finding, Found, Level, Severity, Subject, batches, count, encoder,
+    evidence, maybe, preemption, proof, queue, settings, share,
 };
 use crate::Answers;
 use crate::facts::Profiler;
@@ -155,7 +155,7 @@ fn smaller_budget(answers: &Answers) -> Option<Change> {
     let limits = batch.limits?;
     let is_met = batch.limits_met.get("token_budget").is_some_and(|limited| limited.steps > 0);
     let largest = u64::from(batch.largest_tokens);
-    if is_met || largest == 0 || largest > limits.max_num_tokens / 2 {
+    if is_met || largest == 0 || largest > limits.max_num_tokens / 2 || encoder::wants_budget(answers) {
         return None;
     }
     // vLLM refuses a budget of fewer tokens than sequences.

@@ -11,9 +11,11 @@
 pub mod batches;
 pub mod capture_sizes;
 pub mod cuda_graphs;
+pub mod encoder;
 pub mod garbage;
 pub mod host;
 pub mod kv_cache;
+pub mod moe_experts;
 pub mod preemption;
 pub mod queue;
 pub mod ranks;
@@ -36,25 +38,31 @@ pub enum Subject {
     KvCache,
     /// CUDA graphs.
     CudaGraphs,
+    /// Encoders of images and sound.
+    Encoder,
     /// What the host does between steps.
     Host,
     /// Pauses of Python's garbage collector.
     GarbageCollection,
     /// Workers of one engine against each other.
     Ranks,
+    /// The load of experts.
+    MoeExperts,
 }
 
 impl Subject {
     /// Every subject.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Batches,
         Self::Queue,
         Self::Preemption,
         Self::KvCache,
         Self::CudaGraphs,
+        Self::Encoder,
         Self::Host,
         Self::GarbageCollection,
         Self::Ranks,
+        Self::MoeExperts,
     ];
 
     /// Its name.
@@ -65,9 +73,11 @@ impl Subject {
             Self::Preemption => "preemption",
             Self::KvCache => "kv_cache",
             Self::CudaGraphs => "cuda_graphs",
+            Self::Encoder => "encoder",
             Self::Host => "host",
             Self::GarbageCollection => "garbage_collection",
             Self::Ranks => "ranks",
+            Self::MoeExperts => "moe_experts",
         }
     }
 }
@@ -305,9 +315,11 @@ pub fn find(answers: &Answers) -> Findings {
     queue::judge(answers, &mut found);
     preemption::judge(answers, &mut found);
     cuda_graphs::judge(answers, &mut found);
+    encoder::judge(answers, &mut found);
     host::judge(answers, &mut found);
     garbage::judge(answers, &mut found);
     ranks::judge(answers, &mut found);
+    moe_experts::judge(answers, &mut found);
     // Last: memory is only to spare if nothing else asks for it.
     kv_cache::judge(answers, &mut found);
     let mut findings = found.0;

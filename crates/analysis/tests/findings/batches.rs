@@ -101,6 +101,7 @@ fn what_cannot_be_judged_is_said() {
             (Subject::Preemption, "0 requests, 50 are needed"),
             (Subject::KvCache, "150 calls of the scheduler, 200 are needed"),
             (Subject::CudaGraphs, "150 steps, 200 are needed"),
+            (Subject::Encoder, "the profiler of encoders and decoder was not on"),
             // Before the first step there was none to be idle since.
             (Subject::Host, "150 steps, 200 are needed"),
             (Subject::GarbageCollection, "no collection was recorded"),

@@ -8,9 +8,11 @@ mod common;
 
 mod batches;
 mod cuda_graphs;
+mod encoder;
 mod garbage;
 mod host;
 mod kv_cache;
+mod moe_experts;
 mod preemption;
 mod queue;
 mod random;

@@ -6,6 +6,7 @@ use profilemate_analysis::Answers;
 use profilemate_analysis::batch::{self, Limited, Limits, Overlap, Queue};
 use profilemate_analysis::cpu;
 use profilemate_analysis::cuda_graphs::{self, BatchSize, Captured, Usage};
+use profilemate_analysis::encoder_decoder::{self, Component, EncoderSummary, Inputs, ModelType};
 use profilemate_analysis::facts::Facts;
 use profilemate_analysis::findings::{Direction, Findings, Severity, find};
 use profilemate_analysis::forward::{Bubble, GpuTime};
@@ -303,6 +304,31 @@ fn skews() -> impl Strategy<Value = Vec<Skew>> {
     prop::collection::vec(skew, 0..3)
 }
 
+fn components() -> impl Strategy<Value = encoder_decoder::Summary> {
+    let numbers = (amount(), amount(), 0.0..400.0f64, 0u64..90, 0u64..90, any::<bool>());
+    numbers.prop_map(|(calls, steps, encoder_ms, no_room, no_budget, has_graphs)| encoder_decoder::Summary {
+        model_type: Some(ModelType::VisionLanguage),
+        components: vec![],
+        times: [(Component::Encoder, times(calls, encoder_ms)), (Component::Decoder, times(steps, 10.0))]
+            .into_iter()
+            .filter_map(|(of, times)| Some((of, times?)))
+            .collect(),
+        rows: [calls, steps, 0],
+        encoders: vec![EncoderSummary {
+            context: "vision_encoder".to_owned(),
+            calls,
+            times: times(calls, encoder_ms),
+            items: calls,
+            tokens: 10 * calls,
+        }],
+        encoder_steps: calls.min(steps),
+        of_encoder_steps_pct: None,
+        graphs: has_graphs.then_some([calls, 0]),
+        inputs: Some(Inputs { computed: calls, no_room, no_budget, ..Inputs::default() }),
+        cross_attention: None,
+    })
+}
+
 fn answers() -> impl Strategy<Value = Answers> {
     let profilers = (
         prop::option::weighted(0.9, batches()),
@@ -311,11 +337,12 @@ fn answers() -> impl Strategy<Value = Answers> {
         prop::option::weighted(0.9, graphs()),
         prop::option::weighted(0.9, host()),
     );
-    let more = (gpu(), pauses(), skews());
+    let more = (gpu(), pauses(), skews(), prop::option::weighted(0.7, components()));
     (facts(), profilers, more).prop_map(|(facts, (batch, requests, kv_cache, cuda_graphs, cpu), more)| Answers {
         facts,
         garbage: more.1,
         ranks: more.2,
+        encoder_decoder: more.3,
         batch,
         requests,
         kv_cache,

@@ -238,6 +238,8 @@ pub(crate) fn run(shape: &Shape, seed: u64) -> Run {
             prefill_tokens: Some(count(prefill)),
             descriptor: None,
             padded_tokens: Some(padded),
+            gpu_encoder_ns: None,
+            gpu_encoder_after_ns: None,
             gpu_idle_ns: Some(nanoseconds(scheduling + preparation + bookkeeping + update).unsigned_abs()),
             gpu_busy_ns: Some(nanoseconds(forward + sampling).unsigned_abs()),
             gpu_start: None,

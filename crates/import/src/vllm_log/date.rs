@@ -4,6 +4,8 @@
 use super::line::Stamp;
 
 const DAY: i64 = 86_400;
+/// The beginning of the year 2000, seconds since 1970: no line of vLLM's is as old, whatever a file's time says.
+const FIRST: i64 = 946_684_800;
 /// The end of the year 9999, seconds since 1970.
 const LAST: i64 = 253_402_300_799;
 const SECOND_NS: i64 = 1_000_000_000;
@@ -30,7 +32,8 @@ fn days(year: i64, month: u8, day: u8) -> Option<i64> {
 }
 
 fn seconds(stamp: &Stamp, year: i64) -> Option<i64> {
-    Some(days(year, stamp.month, stamp.day)? * DAY + i64::from(stamp.second))
+    let second = days(year, stamp.month, stamp.day)? * DAY + i64::from(stamp.second);
+    (second >= FIRST).then_some(second)
 }
 
 /// The year in which a second since 1970 lies, give or take one.
@@ -50,7 +53,7 @@ pub(super) struct Years {
 impl Years {
     /// `until`: when the log was last written to, seconds since 1970.
     pub(super) fn before(until: i64) -> Self {
-        Self { until: until.clamp(0, LAST), next: None }
+        Self { until: until.clamp(FIRST + DAY * 3653, LAST), next: None }
     }
 
     /// From when until when, in nanoseconds since 1970, a line with this stamp was written, which stands before all that

@@ -8,8 +8,7 @@
 //! page       the page's HTML: the model as data, and the script and styles that draw it
 //! ```
 //!
-//! Rows are seen one by one and kept in a bounded size, so a page is as large for a day as for an hour. What the encoder/decoder
-//! and `MoE` profilers will have to show becomes a section of its own in `sections`.
+//! Rows are seen one by one and kept in a bounded size, so a page is as large for a day as for an hour.
 
 mod comparison;
 mod model;
@@ -38,6 +37,8 @@ pub struct Report {
     requests: sections::requests::Gathered,
     kv_cache: sections::kv_cache::Gathered,
     cuda_graphs: sections::cuda_graphs::Gathered,
+    moe_experts: sections::moe_experts::Gathered,
+    encoder_decoder: sections::encoder_decoder::Gathered,
     sampling: sections::token_sampling::Gathered,
     gpu_memory: sections::gpu_memory::Gathered,
 }
@@ -49,6 +50,8 @@ impl Default for Report {
             requests: sections::requests::Gathered::new(),
             kv_cache: sections::kv_cache::Gathered::new(),
             cuda_graphs: sections::cuda_graphs::Gathered::default(),
+            moe_experts: sections::moe_experts::Gathered::new(),
+            encoder_decoder: sections::encoder_decoder::Gathered::new(),
             sampling: sections::token_sampling::Gathered::new(),
             gpu_memory: sections::gpu_memory::Gathered::new(),
         }
@@ -67,6 +70,8 @@ impl Report {
             Row::Lifecycle(request) => self.requests.see(request),
             Row::RequestEvent(event) => self.requests.see_event(event),
             Row::KvUsage(usage) => self.kv_cache.see(usage),
+            Row::ExpertInterval(interval) => self.moe_experts.see(interval),
+            Row::Component(timed) => self.encoder_decoder.see(timed),
             Row::Sampling(sampled) => self.sampling.see(sampled),
             Row::GpuMemory(sample) => self.gpu_memory.see(sample),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
@@ -88,6 +93,10 @@ impl Report {
             self.requests.waterfall(),
             self.requests.preemptions(answers),
             self.kv_cache.section(answers),
+            self.encoder_decoder.section(answers),
+            self.steps.steps(answers),
+            self.cuda_graphs.section(answers),
+            self.moe_experts.section(answers),
             self.gpu_memory.section(answers),
             self.steps.steps(answers),
             self.cuda_graphs.section(answers),

@@ -75,6 +75,7 @@ fn engine(engine: &EngineTime) -> [(&'static str, Option<Value>); 3] {
 fn gpu(gpu: &GpuTime) -> Value {
     let whole_ns = gpu.total_ns();
     let parts = [
+        ("encoder", gpu.encoder_ns),
         ("forward", gpu.forward_ns),
         ("sampling", gpu.sampling_ns),
         ("drafting", gpu.drafting_ns),

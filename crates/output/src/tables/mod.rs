@@ -4,9 +4,11 @@ mod batch_utilization;
 mod breakdown;
 mod cpu_timing;
 mod cuda_graphs;
+mod encoder_decoder;
 mod forward_pass;
 mod gpu_memory;
 mod kv_cache;
+mod moe_experts;
 mod requests;
 mod rows;
 mod sampling;
@@ -27,7 +29,7 @@ use crate::parquet::{self, ParquetTable};
 use crate::replace::{NewFile, one_at_a_time};
 use crate::text::json;
 pub use rows::ArrowTable;
-use rows::{ArrowRows, RowTables, Sink};
+use rows::{ArrowRows, RowTables, Sink, TableName};
 
 /// What tables are written as. The JSON documents are written in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +49,8 @@ struct TableFiles {
 }
 
 impl TableFiles {
-    fn create(folder: &Path, formats: Formats, name: &str, columns: &[Column]) -> Result<Self, Error> {
-        let file = |extension| NewFile::create(folder, &format!("{name}.{extension}"));
+    fn create(folder: &Path, formats: Formats, name: TableName, columns: &[Column]) -> Result<Self, Error> {
+        let file = |extension| NewFile::create_in(folder, name.folder, &format!("{}.{extension}", name.name));
         Ok(Self {
             csv: if formats.csv { Some(CsvTable::new(file(csv::EXTENSION)?, columns)?) } else { None },
             parquet: if formats.parquet {
@@ -121,7 +123,8 @@ pub fn write_as(session: &Session, folder: &Path, formats: Formats) -> Result<An
         files.push(file);
     }
     for (name, value) in texts(session, &answers) {
-        let mut file = NewFile::create(folder, name)?;
+        let (inner, name) = name.rsplit_once('/').unwrap_or(("", name));
+        let mut file = NewFile::create_in(folder, inner, name)?;
         file.append(json(&value).as_bytes())?;
         files.push(file);
     }
@@ -143,7 +146,7 @@ pub fn write_as(session: &Session, folder: &Path, formats: Formats) -> Result<An
 pub fn names(session: &Session) -> Vec<&'static str> {
     let mut names = Vec::new();
     let tables = RowTables::<TableFiles>::create(&Facts::of(session), |name, _| {
-        names.push(name);
+        names.push(name.name);
         Ok(None)
     });
     debug_assert!(tables.is_ok(), "nothing is made that could fail");
@@ -157,7 +160,7 @@ pub fn names(session: &Session) -> Vec<&'static str> {
 /// When a segment cannot be read.
 pub fn read(session: &Session, wanted: &[&str]) -> Result<(Answers, BTreeMap<&'static str, ArrowTable>), Error> {
     let mut rows = RowTables::create(&Facts::of(session), |name, columns| {
-        Ok(wanted.contains(&name).then(|| ArrowRows::new(name, columns)))
+        Ok(wanted.contains(&name.name).then(|| ArrowRows::new(name.name, columns)))
     })?;
     let answers = analyze::<Error>(session, |row| rows.row(&row))?;
     rows.rest(&answers)?;
@@ -177,6 +180,11 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
         answers.batch.as_ref().map(|summary| (batch_utilization::SUMMARY, batch_utilization::summary(summary))),
         answers.requests.as_ref().map(|summary| (requests::SUMMARY, requests::summary(summary))),
         answers.kv_cache.as_ref().map(|summary| (kv_cache::SUMMARY, kv_cache::summary(summary))),
+        answers.moe_experts.as_ref().map(|summary| (moe_experts::SUMMARY, moe_experts::summary(summary))),
+        answers
+            .encoder_decoder
+            .as_ref()
+            .map(|summary| (encoder_decoder::SUMMARY, encoder_decoder::summary(summary))),
         answers.sampling.as_ref().map(|summary| (sampling::SUMMARY, sampling::summary(summary))),
         answers.gpu_memory.as_ref().map(|gpus| (gpu_memory::SUMMARY, gpu_memory::summary(gpus))),
         breakdown::document(answers).map(|document| (breakdown::FILE, document)),
@@ -190,7 +198,7 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
 /// All JSON documents of a session in one, by the names of their files without extension; and what of CUDA graphs stands in
 /// a table.
 pub fn documents(session: &Session, answers: &Answers) -> Value {
-    let name = |file: &str| file.trim_end_matches(".json").to_owned();
+    let name = |file: &str| file.rsplit('/').next().unwrap_or(file).trim_end_matches(".json").to_owned();
     let graphs =
         answers.cuda_graphs.as_ref().map(|graphs| ("cuda_graph_usage".to_owned(), cuda_graphs::summary(graphs)));
     Value::Object(texts(session, answers).map(|(file, value)| (name(file), value)).chain(graphs).collect())

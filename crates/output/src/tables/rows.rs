@@ -8,14 +8,23 @@ use profilemate_analysis::{Answers, Row};
 use super::batch_utilization::BatchUtilization;
 use super::cpu_timing::CpuOperations;
 use super::cuda_graphs::{Captures, GraphUsage, Timeline};
+use super::encoder_decoder::EncoderDecoder;
 use super::forward_pass::ForwardPass;
 use super::gpu_memory::GpuMemory;
 use super::kv_cache::{KvEvictions, KvUsage};
+use super::moe_experts::{Activation, Activations, Coselection, Imbalance, Pair, WeightBin, Weights};
 use super::requests::{Lifecycles, RequestEvents};
 use super::sampling::SamplingTiming;
 use crate::Error;
 use crate::arrow::Columns;
 use crate::cells::{Column, Table};
+
+/// What a table is called, and the folder in the session's that it is in; empty = the session's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TableName {
+    pub(super) name: &'static str,
+    pub(super) folder: &'static str,
+}
 
 /// Where the rows of one table go.
 pub(super) trait Sink {
@@ -35,6 +44,11 @@ pub(super) struct RowTables<S> {
     request_events: Option<S>,
     kv_usage: Option<S>,
     kv_evictions: Option<S>,
+    expert_activations: Option<S>,
+    expert_coselection: Option<S>,
+    expert_weights: Option<S>,
+    expert_imbalance: Option<S>,
+    encoder_decoder: Option<S>,
     sampling: Option<S>,
     gpu_memory: Option<S>,
 }
@@ -48,16 +62,18 @@ impl<S: Sink> RowTables<S> {
     /// `make` is asked for each table that the session has.
     pub(super) fn create(
         facts: &Facts,
-        mut make: impl FnMut(&'static str, &'static [Column]) -> Result<Option<S>, Error>,
+        mut make: impl FnMut(TableName, &'static [Column]) -> Result<Option<S>, Error>,
     ) -> Result<Self, Error> {
         fn table<T: Table, S>(
             is_there: bool,
-            make: &mut impl FnMut(&'static str, &'static [Column]) -> Result<Option<S>, Error>,
+            make: &mut impl FnMut(TableName, &'static [Column]) -> Result<Option<S>, Error>,
         ) -> Result<Option<S>, Error> {
-            if is_there { make(T::NAME, T::COLUMNS) } else { Ok(None) }
+            let name = TableName { name: T::NAME, folder: T::FOLDER };
+            if is_there { make(name, T::COLUMNS) } else { Ok(None) }
         }
         let (graphs, requests) =
             (facts.is_on(Profiler::CudaGraphTracking), facts.is_on(Profiler::PreemptionTracking));
+        let experts = facts.is_on(Profiler::MoeExpertTracking);
         Ok(Self {
             forward: table::<ForwardPass, S>(facts.is_on(Profiler::ForwardPassTiming), &mut make)?,
             cpu: table::<CpuOperations, S>(facts.is_on(Profiler::CpuTiming), &mut make)?,
@@ -69,6 +85,11 @@ impl<S: Sink> RowTables<S> {
             request_events: table::<RequestEvents, S>(requests, &mut make)?,
             kv_usage: table::<KvUsage, S>(facts.is_on(Profiler::KvCacheTracking), &mut make)?,
             kv_evictions: table::<KvEvictions, S>(facts.sees_evictions(), &mut make)?,
+            expert_activations: table::<Activations, S>(experts, &mut make)?,
+            expert_coselection: table::<Coselection, S>(experts && facts.moe_coselection, &mut make)?,
+            expert_weights: table::<Weights, S>(experts && facts.moe_weights, &mut make)?,
+            expert_imbalance: table::<Imbalance, S>(experts, &mut make)?,
+            encoder_decoder: table::<EncoderDecoder, S>(facts.is_on(Profiler::EncoderDecoderTiming), &mut make)?,
             sampling: table::<SamplingTiming, S>(facts.is_on(Profiler::SamplingTiming), &mut make)?,
             gpu_memory: table::<GpuMemory, S>(facts.is_on(Profiler::GpuMemory), &mut make)?,
         })
@@ -86,6 +107,8 @@ impl<S: Sink> RowTables<S> {
             Row::RequestEvent(event) => put::<RequestEvents, S>(&mut self.request_events, event),
             Row::KvUsage(usage) => put::<KvUsage, S>(&mut self.kv_usage, usage),
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
+            Row::ExpertInterval(interval) => put::<Imbalance, S>(&mut self.expert_imbalance, interval),
+            Row::Component(timed) => put::<EncoderDecoder, S>(&mut self.encoder_decoder, timed),
             Row::Sampling(sampled) => put::<SamplingTiming, S>(&mut self.sampling, sampled),
             Row::GpuMemory(sample) => put::<GpuMemory, S>(&mut self.gpu_memory, sample),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
@@ -96,6 +119,17 @@ impl<S: Sink> RowTables<S> {
     pub(super) fn rest(&mut self, answers: &Answers) -> Result<(), Error> {
         for usage in answers.cuda_graphs.iter().flat_map(|graphs| &graphs.usage) {
             put::<GraphUsage, S>(&mut self.graph_usage, usage)?;
+        }
+        for layer in answers.moe_experts.iter().flat_map(|experts| &experts.layers) {
+            for activation in Activation::all(layer) {
+                put::<Activations, S>(&mut self.expert_activations, &activation)?;
+            }
+            for pair in Pair::all(layer) {
+                put::<Coselection, S>(&mut self.expert_coselection, &pair)?;
+            }
+            for bin in WeightBin::all(layer) {
+                put::<Weights, S>(&mut self.expert_weights, &bin)?;
+            }
         }
         Ok(())
     }
@@ -112,6 +146,11 @@ impl<S: Sink> RowTables<S> {
             self.request_events,
             self.kv_usage,
             self.kv_evictions,
+            self.expert_activations,
+            self.expert_coselection,
+            self.expert_weights,
+            self.expert_imbalance,
+            self.encoder_decoder,
             self.sampling,
             self.gpu_memory,
         ]

@@ -3,12 +3,14 @@
 
 mod batch;
 mod breakdown;
+mod encoder_decoder;
 mod findings;
 mod forward;
 mod gpu;
 mod gpu_memory;
 mod header;
 mod kv_cache;
+mod moe_experts;
 pub(crate) mod page;
 mod profiler;
 mod requests;
@@ -36,6 +38,8 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);
+    moe_experts::section(&mut text, answers);
+    encoder_decoder::section(&mut text, answers);
     gpu_memory::section(&mut text, answers);
     findings::section(&mut text, answers);
     profiler::section(&mut text, session, answers);

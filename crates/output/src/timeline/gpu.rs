@@ -33,22 +33,33 @@ impl Gpu {
         let (Some(busy_ns), Some(placed)) = (pass.gpu_busy_ns, pass.gpu_start) else { return Ok(()) };
         let placed_ns = after_start(placed.start_ns);
         let mut idle_ns = pass.gpu_idle_ns.unwrap_or(0);
-        let mut start_ns = placed_ns.max(self.end_ns.saturating_add(idle_ns));
+        let mut encoder_ns = pass.gpu_encoder_ns.unwrap_or(0);
+        let before_ns = idle_ns.saturating_add(encoder_ns);
+        let mut start_ns = placed_ns.max(self.end_ns.saturating_add(before_ns));
         if start_ns - placed_ns > placed.error_ns.saturating_add(TOLERANCE_NS) {
             // The two clocks have parted: what follows is right again.
             start_ns = placed_ns.max(self.end_ns);
-            idle_ns = idle_ns.min(start_ns - self.end_ns);
+            encoder_ns = encoder_ns.min(start_ns - self.end_ns);
+            idle_ns = idle_ns.min(start_ns - self.end_ns - encoder_ns);
         }
         let end_ns = start_ns.saturating_add(busy_ns);
         self.end_ns = end_ns;
-        if !window.holds(start_ns - idle_ns, end_ns) {
+        // Encoders run as soon as the step's batch is prepared; what is left of the time is put before them.
+        let encoder_start_ns = start_ns - encoder_ns;
+        if !window.holds(encoder_start_ns - idle_ns, end_ns) {
             return Ok(());
         }
         if let Some(measured_ns) = pass.gpu_idle_ns {
             let name = if measured_ns < LONGEST_BUBBLE_NS { "bubble" } else { "gpu_idle" };
             let mut arguments = vec![("idle_ms", milliseconds(measured_ns))];
             arguments.extend(pass.step.map(|step| ("before_step", Value::Number(step))));
-            packets.begin(self.uuid, start_ns - idle_ns, &happening(name, arguments))?;
+            packets.begin(self.uuid, encoder_start_ns - idle_ns, &happening(name, arguments))?;
+            packets.end(self.uuid, encoder_start_ns)?;
+        }
+        if let Some(measured_ns) = pass.gpu_encoder_ns {
+            let mut arguments = vec![("gpu_ms", milliseconds(measured_ns))];
+            arguments.extend(pass.step.map(|step| ("before_step", Value::Number(step))));
+            packets.begin(self.uuid, encoder_start_ns, &happening("encoder", arguments))?;
             packets.end(self.uuid, start_ns)?;
         }
         let number = |number: Option<u32>| number.map(|number| Value::Number(number.into()));

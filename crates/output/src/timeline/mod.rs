@@ -28,7 +28,7 @@ use self::packets::{Arguments, Called, Happening, Packets, Uuid, Value};
 use self::requests::Requests;
 use self::tracks::{Slice, Track};
 use crate::Error;
-use crate::replace::NewFile;
+use crate::replace::{NewFile, one_at_a_time};
 
 /// Categories of slices.
 const CATEGORY_GPU: &str = "gpu";
@@ -424,6 +424,7 @@ pub fn write(session: &Session, window: Window, path: &Path) -> Result<Written, 
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let written = || {
+        let _turn = one_at_a_time(folder)?;
         let file = NewFile::create(folder, &name)?;
         let mut timeline = Timeline::new(session, window, file)?;
         let answers = analyze::<Error>(session, |row| timeline.row(&row))?;

@@ -2,36 +2,35 @@
 //! (`vllm/v1/engine/output_processor.py`)
 
 use super::requests::{id_hash, with_id, write, write_id};
+use crate::extractor::{Call, Told};
 use crate::state::{self, State};
 use profilemate_format::record::{ClientRequest, Payload, RequestStopped};
 use profilemate_record::clock;
 use pyo3::intern as name;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
 
-/// Before `OutputProcessor.process_outputs(outputs, timestamp, …)`: the engine's time stamp tells which step they are of.
-#[pyfunction]
-#[pyo3(signature = (_processor, engine_core_outputs, engine_core_timestamp = None, *_arguments, **_keywords))]
-pub(crate) fn before_process_outputs(
-    _processor: &Bound<'_, PyAny>,
-    engine_core_outputs: &Bound<'_, PyAny>,
-    engine_core_timestamp: Option<f64>,
-    _arguments: &Bound<'_, PyTuple>,
-    _keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<(Option<u64>, f64, usize)> {
-    Ok((None, engine_core_timestamp.unwrap_or(0.0), engine_core_outputs.len()?))
+/// Before `OutputProcessor.process_outputs(engine_core_outputs, engine_core_timestamp=None, …)`: the engine's time stamp tells
+/// which step they are of.
+pub(crate) fn before_process_outputs(call: &Call<'_>) -> PyResult<Told> {
+    let outputs = call.argument(1, name!(call.py(), "engine_core_outputs"))?;
+    let timestamp = match call.at(2) {
+        Some(timestamp) => Some(timestamp),
+        None => call.named(name!(call.py(), "engine_core_timestamp"))?,
+    };
+    let timestamp: f64 = match timestamp {
+        Some(timestamp) if !timestamp.is_none() => timestamp.extract()?,
+        _ => 0.0,
+    };
+    Ok(Told { value_a: Some(timestamp.to_bits()), value_b: Some(outputs.len()? as u64), ..Told::default() })
 }
 
 /// After `OutputProcessor.process_outputs`: the requests that the front end ended, by a stop string in their text.
-#[pyfunction]
-pub(crate) fn after_process_outputs(
-    py: Python<'_>,
-    result: &Bound<'_, PyAny>,
-    _processor: &Bound<'_, PyAny>,
-) -> PyResult<()> {
-    let Some(stopped) = result.getattr_opt(name!(py, "reqs_to_abort"))? else { return Ok(()) };
+pub(crate) fn after_process_outputs(call: &Call<'_>) -> PyResult<Told> {
+    let (py, nothing) = (call.py(), Ok(Told::default()));
+    let Some(result) = call.at(0) else { return nothing };
+    let Some(stopped) = result.getattr_opt(name!(py, "reqs_to_abort"))? else { return nothing };
     if stopped.len()? == 0 {
-        return Ok(());
+        return nothing;
     }
     for id in stopped.try_iter()? {
         let engine_id_hash = id_hash(&id?)?;
@@ -39,35 +38,25 @@ pub(crate) fn after_process_outputs(
             write(state, clock::ticks(), 0, 0, Payload::RequestStopped(RequestStopped { engine_id_hash }));
         });
     }
-    Ok(())
+    nothing
 }
 
 /// Before `OutputProcessor.add_request(request, prompt, parent_req, request_index, …)`: what the client calls the request,
 /// where vLLM gave it an id of its own.
-#[pyfunction]
-#[pyo3(signature = (_processor, request, *arguments, **keywords))]
-pub(crate) fn before_processor_add_request(
-    py: Python<'_>,
-    _processor: &Bound<'_, PyAny>,
-    request: &Bound<'_, PyAny>,
-    arguments: &Bound<'_, PyTuple>,
-    keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<()> {
-    let Some(client_id) = request.getattr_opt(name!(py, "external_req_id"))? else { return Ok(()) };
+pub(crate) fn before_processor_add_request(call: &Call<'_>) -> PyResult<Told> {
+    let (py, nothing) = (call.py(), Ok(Told::default()));
+    let request = call.argument(1, name!(py, "request"))?;
+    let Some(client_id) = request.getattr_opt(name!(py, "external_req_id"))? else { return nothing };
     let engine_id = request.getattr(name!(py, "request_id"))?;
     if client_id.is_none() || client_id.eq(&engine_id)? {
-        return Ok(());
+        return nothing;
     }
     // Behind the prompt and the parent request.
-    let index: u32 = match arguments.get_item(2) {
-        Ok(index) => index.extract()?,
-        Err(_) => {
-            match keywords.map(|keywords| keywords.get_item(name!(py, "request_index"))).transpose()?.flatten() {
-                Some(index) => index.extract()?,
-                None => 0,
-            }
-        }
+    let index = match call.at(4) {
+        Some(index) => Some(index),
+        None => call.named(name!(py, "request_index"))?,
     };
+    let index: u32 = index.map_or(Ok(0), |index| index.extract())?;
     let engine_id_hash = id_hash(&engine_id)?;
     with_id(&client_id, |id| {
         state::with(py, |state| {
@@ -83,5 +72,6 @@ pub(crate) fn before_processor_add_request(
             write(state, ticks, 0, 0, payload);
             write_id(state, number, id, ticks);
         });
-    })
+    })?;
+    nothing
 }

@@ -6,6 +6,7 @@
 
 use super::requests::write;
 use super::{count, length};
+use crate::extractor::integer;
 use crate::failure::{self, FAILURES_UNTIL_OFF, Fault};
 use crate::state::{self, ENGINE};
 use profilemate_format::record::{KvCache, KvEviction, Payload};
@@ -34,7 +35,10 @@ struct Counts {
 }
 
 /// Stands where vLLM's collector of KV cache metrics stands, and tells that one too, if there is one.
-#[pyclass(module = "profilemate._native")]
+///
+/// It is called for every block that is given out, so the type has nothing that keeps CPython from finding its methods at once:
+/// what it takes to have all that vLLM's own one has is in [`KvCacheCollectorBeside`].
+#[pyclass(subclass, module = "profilemate._native")]
 pub(crate) struct KvCacheCollector {
     /// vLLM's own.
     inner: Option<Py<PyAny>>,
@@ -54,7 +58,7 @@ const TIMED: u32 = 16;
 
 impl KvCacheCollector {
     fn block(&mut self, block: &Bound<'_, PyAny>) -> PyResult<Option<(u32, &mut Block)>> {
-        let number: u32 = block.getattr(name!(block.py(), "block_id"))?.extract()?;
+        let number = count(&block.getattr(name!(block.py(), "block_id"))?)?;
         let followed = number.is_multiple_of(self.every);
         Ok(self.blocks.get_mut((number / self.every) as usize).filter(|_| followed).map(|block| (number, block)))
     }
@@ -70,7 +74,7 @@ impl KvCacheCollector {
 
     fn accessed(&mut self, block: &Bound<'_, PyAny>) -> PyResult<()> {
         // `touch` has counted the new reference: the first one takes the block from those that are free.
-        let references: i64 = block.getattr(name!(block.py(), "ref_cnt"))?.extract()?;
+        let references = integer(&block.getattr(name!(block.py(), "ref_cnt"))?)?;
         self.counts.reused = self.counts.reused.saturating_add(u32::from(references == 1));
         if let Some((_, block)) = self.block(block)? {
             block.accessed = clock::ticks();
@@ -190,25 +194,34 @@ impl KvCacheCollector {
         }
     }
 
+    /// A scheduler that asks gets what a collector without samples would give.
+    fn drain_events(&self) -> Vec<u32> {
+        Vec::new()
+    }
+}
+
+/// A collector where vLLM has one of its own: it has all that that one has.
+#[pyclass(extends = KvCacheCollector, module = "profilemate._native")]
+pub(crate) struct KvCacheCollectorBeside {
+    inner: Py<PyAny>,
+}
+
+#[pymethods]
+impl KvCacheCollectorBeside {
+    #[new]
+    #[pyo3(signature = (pool, blocks, every, inner))]
+    fn new(py: Python<'_>, pool: String, blocks: usize, every: u32, inner: Py<PyAny>) -> PyClassInitializer<Self> {
+        let base = KvCacheCollector::new(pool, blocks, every, Some(inner.clone_ref(py)));
+        PyClassInitializer::from(base).add_subclass(Self { inner })
+    }
+
+    fn drain_events(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.inner.call_method0(py, name!(py, "drain_events"))
+    }
+
     /// What else vLLM's collector has, it has still.
     fn __getattr__(&self, py: Python<'_>, attribute: &str) -> PyResult<Py<PyAny>> {
-        match &self.inner {
-            Some(inner) => inner.getattr(py, attribute),
-            None if attribute == "drain_events" => {
-                // A scheduler that asks gets what a collector without samples would give.
-                Ok(pyo3::types::PyCFunction::new_closure(
-                    py,
-                    None,
-                    None,
-                    |_: &Bound<'_, pyo3::types::PyTuple>, _: Option<&Bound<'_, pyo3::types::PyDict>>| {
-                        Vec::<u32>::new()
-                    },
-                )?
-                .into_any()
-                .unbind())
-            }
-            None => Err(pyo3::exceptions::PyAttributeError::new_err(attribute.to_owned())),
-        }
+        self.inner.getattr(py, attribute)
     }
 }
 
@@ -303,9 +316,19 @@ impl Watch {
 
     /// Writes what the pools hold after a call of the scheduler. `admitted`: tokens looked up and found for the requests
     /// that it admitted, for vLLM keeps no count of its own when its statistics are off.
-    pub(crate) fn write(&mut self, py: Python<'_>, step: u64, admitted: (u32, u32)) -> PyResult<()> {
-        let mut prefix =
-            if self.has_prefix_cache { self.prefix(py)?.unwrap_or(admitted) } else { (u32::MAX, u32::MAX) };
+    /// Without `is_looked_up` no prompt was, so nothing is asked.
+    pub(crate) fn write(
+        &mut self,
+        py: Python<'_>,
+        step: u64,
+        is_looked_up: bool,
+        admitted: (u32, u32),
+    ) -> PyResult<()> {
+        let mut prefix = match (self.has_prefix_cache, is_looked_up) {
+            (false, _) => (u32::MAX, u32::MAX),
+            (true, true) => self.prefix(py)?.unwrap_or(admitted),
+            (true, false) => (0, 0),
+        };
         for pool in &self.pools {
             pool.write(py, step, prefix)?;
             // It is one count for all pools; the first one carries it.

@@ -6,11 +6,13 @@
 pub(crate) mod front_end;
 pub(crate) mod gpu_memory;
 pub(crate) mod kv_cache;
+mod queues;
 pub(crate) mod requests;
 pub(crate) mod sampling;
 pub(crate) mod scheduler;
 pub(crate) mod worker;
 
+use crate::extractor::integer;
 use pyo3::prelude::*;
 
 /// Attribute of a `SchedulerOutput` that carries its step. The class is a plain dataclass and goes to the workers pickled,
@@ -27,5 +29,5 @@ fn length(object: &Bound<'_, PyAny>) -> PyResult<u32> {
 
 /// A count of vLLM's, as a record holds it.
 fn count(object: &Bound<'_, PyAny>) -> PyResult<u32> {
-    Ok(u32::try_from(object.extract::<i64>()?.max(0)).unwrap_or(u32::MAX))
+    Ok(u32::try_from(integer(object)?.max(0)).unwrap_or(u32::MAX))
 }

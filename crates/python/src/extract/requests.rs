@@ -3,15 +3,16 @@
 //!
 //! A request is called by a number, which lies on vLLM's `Request` and goes with it: nothing is kept of one that is gone.
 
-use super::BOOKS;
-use super::count;
-use super::scheduler::{SchedulerBooks, name_of};
+use super::scheduler::{books_of, name_of};
+use super::{BOOKS, count};
+use crate::extractor::{Call, Told};
 use crate::state::{self, State};
 use profilemate_format::record::{
     Payload, Record, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
     RequestText, TEXT_BYTES, request_traits,
 };
 use profilemate_record::clock;
+use pyo3::exceptions::PyAttributeError;
 use pyo3::intern as name;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
@@ -144,17 +145,19 @@ fn queued(request: &Bound<'_, PyAny>) -> PyResult<u64> {
 }
 
 /// Before `Scheduler.add_request(request)`: it is queued, unless it continues a streaming session.
-#[pyfunction]
-pub(crate) fn before_add_request(
-    py: Python<'_>,
-    scheduler: &Bound<'_, PyAny>,
-    request: &Bound<'_, PyAny>,
-) -> PyResult<()> {
-    let known = scheduler.getattr(name!(py, "requests"))?.contains(request.getattr(name!(py, "request_id"))?)?;
+pub(crate) fn before_add_request(call: &Call<'_>) -> PyResult<Told> {
+    let py = call.py();
+    let (scheduler, request) = (call.argument(0, name!(py, "self"))?, call.argument(1, name!(py, "request"))?);
+    let id = request.getattr(name!(py, "request_id"))?;
+    let requests = scheduler.getattr(name!(py, "requests"))?;
+    let known = match requests.cast::<PyDict>() {
+        Ok(requests) => requests.contains(&id)?,
+        Err(_) => requests.contains(&id)?,
+    };
     if !known {
-        queued(request)?;
+        queued(&request)?;
     }
-    Ok(())
+    Ok(Told::default())
 }
 
 /// A request went from waiting into the batch of a step. Gives the tokens that were looked up in and found by the prefix
@@ -230,30 +233,27 @@ fn first_token(request: &Bound<'_, PyAny>, step: u64) -> PyResult<bool> {
 }
 
 /// Before `Scheduler._free_request(request, …)`, which every request that ends goes through, with its last status.
-#[pyfunction]
-#[pyo3(signature = (scheduler, request, *_arguments, **_keywords))]
-pub(crate) fn before_free_request(
-    py: Python<'_>,
-    scheduler: &Bound<'_, PyAny>,
-    request: &Bound<'_, PyAny>,
-    _arguments: &Bound<'_, pyo3::types::PyTuple>,
-    _keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<()> {
-    let books = scheduler.getattr(name!(py, BOOKS))?.cast_into::<SchedulerBooks>()?;
+pub(crate) fn before_free_request(call: &Call<'_>) -> PyResult<Told> {
+    let py = call.py();
+    state::with(py, |state| state.freed += 1);
+    let (scheduler, request) = (call.argument(0, name!(py, "self"))?, call.argument(1, name!(py, "request"))?);
+    let books = books_of(&scheduler)?.ok_or_else(|| PyAttributeError::new_err(BOOKS))?;
     let (step, awaiting, prefilling) = {
-        let books = books.borrow();
+        let mut books = books.try_borrow_mut()?;
+        // If what follows fails, this probe may soon be off, and count no more.
+        books.counts_frees = false;
         (books.updating, books.awaiting.clone_ref(py), books.prefilling.clone_ref(py))
     };
     let id = request.getattr(name!(py, "request_id"))?;
     let (awaiting, prefilling) = (awaiting.bind(py), prefilling.bind(py));
     if awaiting.contains(&id)? {
-        first_token(request, step)?;
+        first_token(&request, step)?;
         awaiting.del_item(&id)?;
     }
     if prefilling.contains(&id)? {
         prefilling.del_item(&id)?;
     }
-    let number = number(request)?;
+    let number = number(&request)?;
     let status: String = name_of(&request.getattr(name!(py, "status"))?)?.extract()?;
     let prompt_tokens = count(&request.getattr(name!(py, "num_prompt_tokens"))?)?;
     let output_tokens = count(&request.getattr(name!(py, "num_output_tokens"))?)?;
@@ -275,7 +275,8 @@ pub(crate) fn before_free_request(
         });
         write(state, clock::ticks(), step, name, payload);
     });
-    Ok(())
+    books.try_borrow_mut()?.counts_frees = true;
+    Ok(Told::default())
 }
 
 /// Writes a preemption. `reason`: why, in our words; empty = not known. `tokens`: computed, and generated. `beneficiary`: the request that needed the blocks.

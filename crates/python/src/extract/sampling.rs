@@ -5,12 +5,13 @@
 //! asks for is noted when it gets its slot, and a batch adds up the slots that it is made of.
 
 use super::length;
+use crate::extractor::{Call, Told};
 use crate::state::{self, WORKER};
 use profilemate_format::record::{Label, Payload, Record, SamplingMix};
 use profilemate_record::clock;
 use pyo3::intern as name;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PySet, PyString, PyTuple};
+use pyo3::types::{PyBytes, PySet, PyString};
 
 /// Attribute of what holds a runner's sampling parameters (V1's input batch, V2's sampler) that has our books.
 const BOOKS: &str = "_profilemate_sampling";
@@ -57,19 +58,14 @@ fn restricted(output: &Bound<'_, PyAny>) -> PyResult<u32> {
 }
 
 /// Before V1's `apply_grammar_bitmask(…)`, which is called for batches that a grammar restricts: how many it is for.
-#[pyfunction]
-#[pyo3(signature = (*arguments, **_keywords))]
-pub(crate) fn before_grammar_bitmask(
-    py: Python<'_>,
-    arguments: &Bound<'_, PyTuple>,
-    _keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<()> {
-    let mut count = 0;
-    for argument in arguments {
+pub(crate) fn before_grammar_bitmask(call: &Call<'_>) -> PyResult<Told> {
+    let (mut count, mut place) = (0, 0);
+    while let Some(argument) = call.at(place) {
         count = count.max(restricted(&argument)?);
+        place += 1;
     }
-    state::with(py, |state| state.restricted = count);
-    Ok(())
+    state::with(call.py(), |state| state.restricted = count);
+    Ok(Told::default())
 }
 
 /// V1: the sets and dicts of an `InputBatch`, which live as long as it does. `None`: this version has none.
@@ -214,25 +210,20 @@ fn new_books<'py>(
 }
 
 /// Before V1's `GPUModelRunner._sample(logits, spec_decode_metadata)`.
-#[pyfunction]
-#[pyo3(signature = (runner, *_arguments, **_keywords))]
-pub(crate) fn before_sample(
-    py: Python<'_>,
-    runner: &Bound<'_, PyAny>,
-    _arguments: &Bound<'_, PyTuple>,
-    _keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<()> {
+pub(crate) fn before_sample(call: &Call<'_>) -> PyResult<Told> {
+    let py = call.py();
     if !is_watched(py) {
-        return Ok(());
+        return Ok(Told::default());
     }
-    let Some(batch) = runner.getattr_opt(name!(py, "input_batch"))? else { return Ok(()) };
+    let runner = call.argument(0, name!(py, "self"))?;
+    let Some(batch) = runner.getattr_opt(name!(py, "input_batch"))? else { return Ok(Told::default()) };
     let books = match batch.getattr_opt(name!(py, BOOKS))? {
         Some(books) => books,
-        None => new_books(py, runner, &batch)?,
+        None => new_books(py, &runner, &batch)?,
     };
-    let mix = books.cast_into::<BatchBooks>()?.borrow().mix(&batch)?;
+    let mix = books.cast_into::<BatchBooks>()?.try_borrow()?.mix(&batch)?;
     write(py, mix);
-    Ok(())
+    Ok(Told::default())
 }
 
 /// What one request asks for, one bit each, in the order of [`SamplingMix`] from `greedy` on without `structured_output`.
@@ -425,56 +416,56 @@ fn slots_in(bytes: &[u8], count: usize) -> impl Iterator<Item = usize> {
 }
 
 /// Before V2's `Sampler.add_request(req_idx, …, sampling_params)`: a request gets its slot.
-#[pyfunction]
-#[pyo3(signature = (sampler, slot, *arguments, **keywords))]
-pub(crate) fn before_sampler_add_request(
-    py: Python<'_>,
-    sampler: &Bound<'_, PyAny>,
-    slot: usize,
-    arguments: &Bound<'_, PyTuple>,
-    keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<()> {
+pub(crate) fn before_sampler_add_request(call: &Call<'_>) -> PyResult<Told> {
+    let py = call.py();
     if !is_watched(py) {
-        return Ok(());
+        return Ok(Told::default());
     }
-    let named = keywords.map_or(Ok(None), |keywords| keywords.get_item("sampling_params"))?;
-    let Some(parameters) = named.or_else(|| arguments.iter().last()) else { return Ok(()) };
-    let vocabulary = match sampler.getattr_opt("sampling_states")? {
-        Some(states) => states.getattr_opt("vocab_size")?.map_or(Ok(i64::MAX), |size| size.extract())?,
+    let sampler = call.argument(0, name!(py, "self"))?;
+    let slot: usize = call.argument(1, name!(py, "req_idx"))?.extract()?;
+    // 0.17 to 0.28 have the length of the prompt in between.
+    let parameters = match call.at(3).or_else(|| call.at(2)) {
+        Some(parameters) => parameters,
+        None => call.argument(3, name!(py, "sampling_params"))?,
+    };
+    let vocabulary = match sampler.getattr_opt(name!(py, "sampling_states"))? {
+        Some(states) => {
+            states.getattr_opt(name!(py, "vocab_size"))?.map_or(Ok(i64::MAX), |size| size.extract())?
+        }
         None => i64::MAX,
     };
     let asked = Asked::of(&parameters, vocabulary)?;
     if let Some(books) = sampler.getattr_opt(name!(py, BOOKS))? {
-        books.cast_into::<SlotBooks>()?.borrow_mut().set(slot, asked);
+        books.cast_into::<SlotBooks>()?.try_borrow_mut()?.set(slot, asked);
     } else {
         let mut books = SlotBooks::default();
         books.set(slot, asked);
         sampler.setattr(name!(py, BOOKS), Bound::new(py, books)?)?;
     }
-    Ok(())
+    Ok(Told::default())
 }
 
 /// Before V2's `GPUModelRunner.sample(hidden_states, input_batch, …, grammar_output)`.
-#[pyfunction]
-#[pyo3(signature = (runner, *arguments, **_keywords))]
-pub(crate) fn before_sample_v2(
-    py: Python<'_>,
-    runner: &Bound<'_, PyAny>,
-    arguments: &Bound<'_, PyTuple>,
-    _keywords: Option<&Bound<'_, PyDict>>,
-) -> PyResult<()> {
-    if !is_watched(py) || arguments.len() < 2 {
-        return Ok(());
+pub(crate) fn before_sample_v2(call: &Call<'_>) -> PyResult<Told> {
+    let py = call.py();
+    if !is_watched(py) {
+        return Ok(Told::default());
     }
-    let Some(sampler) = runner.getattr_opt(name!(py, "sampler"))? else { return Ok(()) };
-    if let Some(books) = sampler.getattr_opt(name!(py, BOOKS))?
-        && let Some(mix) = books.cast_into::<SlotBooks>()?.borrow().mix(&arguments.get_item(1)?)?
-    {
-        let count = restricted(&arguments.get_item(arguments.len() - 1)?)?;
+    let runner = call.argument(0, name!(py, "self"))?;
+    let Some(sampler) = runner.getattr_opt(name!(py, "sampler"))? else { return Ok(Told::default()) };
+    let Some(books) = sampler.getattr_opt(name!(py, BOOKS))? else { return Ok(Told::default()) };
+    let batch = call.argument(2, name!(py, "input_batch"))?;
+    if let Some(mix) = books.cast_into::<SlotBooks>()?.try_borrow()?.mix(&batch)? {
+        // 0.14 has sampling metadata in between.
+        let grammar = match call.at(4).or_else(|| call.at(3)) {
+            Some(grammar) => Some(grammar),
+            None => call.named(name!(py, "grammar_output"))?,
+        };
+        let count = grammar.map_or(Ok(0), |grammar| restricted(&grammar))?;
         state::with(py, |state| state.restricted = count);
         write(py, mix);
     }
-    Ok(())
+    Ok(Told::default())
 }
 
 #[cfg(test)]

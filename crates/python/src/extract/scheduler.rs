@@ -2,14 +2,17 @@
 //! (`vllm/v1/core/sched/scheduler.py`)
 
 use super::kv_cache::{KvCacheCollector, Pool, Watch};
+use super::queues::Queues;
 use super::{BOOKS, STEP, count, length, requests};
+use crate::extractor::{Call, Told};
 use crate::failure;
 use crate::state::{self, ENGINE};
 use profilemate_format::record::{Payload, Record, Schedule, Speculation};
 use profilemate_record::clock;
+use pyo3::exceptions::PyAttributeError;
 use pyo3::intern as name;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyDict;
 
 /// What is remembered of one scheduler between steps.
 #[pyclass(module = "profilemate._native")]
@@ -27,8 +30,11 @@ pub(crate) struct SchedulerBooks {
     progress: Option<(u64, Py<PyAny>)>,
     /// Whether an output may have another number of tokens than one: then every one of them is looked at.
     count_each: bool,
-    /// Requests that had finished before the update under way.
+    /// Requests that had finished before the update under way, as counted by `counts_frees` or not.
     finished_before: u64,
+    /// Whether each request that ends is seen (`before_free_request`), so that vLLM's set of them need not be asked.
+    pub(crate) counts_frees: bool,
+    queues: Queues,
     /// Step whose output the scheduler takes right now; 0 = none.
     pub(crate) updating: u64,
     /// Whether the lives of requests are recorded.
@@ -75,6 +81,9 @@ impl SchedulerBooks {
     #[pyo3(signature = (count_each = true, progress_every = 0, progress = None))]
     fn new(py: Python<'_>, count_each: bool, progress_every: u64, progress: Option<Py<PyAny>>) -> Self {
         let progress = progress.filter(|_| progress_every > 0).map(|progress| (progress_every, progress));
+        // A new scheduler may have the address of one that is gone.
+        let old = state::with(py, |state| state.books.take());
+        drop(old);
         Self {
             step: 0,
             prefilling: PyDict::new(py).unbind(),
@@ -82,6 +91,8 @@ impl SchedulerBooks {
             progress,
             count_each,
             finished_before: 0,
+            counts_frees: false,
+            queues: Queues::default(),
             updating: 0,
             has_requests: false,
             preempted_step: 0,
@@ -100,6 +111,7 @@ impl SchedulerBooks {
     /// Records the lives of requests from here on.
     fn watch_requests(&mut self) {
         self.has_requests = true;
+        self.counts_frees = true;
     }
 
     /// Says from here on what kept each batch of a scheduler from being larger: most requests running at once, most tokens in
@@ -169,9 +181,23 @@ impl SchedulerBooks {
     }
 }
 
-/// The books of a scheduler.
-fn books_of<'py>(scheduler: &Bound<'py, PyAny>) -> PyResult<Bound<'py, SchedulerBooks>> {
-    Ok(scheduler.getattr(name!(scheduler.py(), BOOKS))?.cast_into::<SchedulerBooks>()?)
+/// The books of a scheduler; `None` = it has none. Each new one has new books, so those of the last that was asked for are
+/// known by its address.
+pub(super) fn books_of<'py>(scheduler: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, SchedulerBooks>>> {
+    let (py, address) = (scheduler.py(), scheduler.as_ptr() as usize);
+    let known = state::with(py, |state| match &state.books {
+        Some((of, books)) if *of == address => Some(books.clone_ref(py)),
+        _ => None,
+    });
+    if let Some(known) = known {
+        return Ok(Some(known.into_bound(py)));
+    }
+    let Some(books) = scheduler.getattr_opt(name!(py, BOOKS))? else { return Ok(None) };
+    let books = books.cast_into::<SchedulerBooks>()?;
+    let newest = (address, books.clone().unbind());
+    let old = state::with(py, |state| state.books.replace(newest));
+    drop(old);
+    Ok(Some(books))
 }
 
 /// Whether nothing but decodes may be in the batch.
@@ -355,46 +381,38 @@ fn reason_to_wait(request: &Bound<'_, PyAny>) -> PyResult<Option<&'static str>> 
     })
 }
 
-/// After `Scheduler.schedule`: gives the step its id and writes what was scheduled. Returns the id.
-#[pyfunction]
-pub(crate) fn after_schedule(
-    py: Python<'_>,
-    output: &Bound<'_, PyAny>,
-    scheduler: &Bound<'_, PyAny>,
-) -> PyResult<u64> {
-    let books = books_of(scheduler)?;
-    let (step, prefilling, awaiting, has_requests, limits, preempted_step) = {
-        let mut books = books.borrow_mut();
-        books.step += 1;
-        (
-            books.step,
-            books.prefilling.clone_ref(py),
-            books.awaiting.clone_ref(py),
-            books.has_requests,
-            books.limits,
-            books.preempted_step,
-        )
-    };
+/// After `Scheduler.schedule`: gives the step its id and writes what was scheduled. Tells the id.
+pub(crate) fn after_schedule(call: &Call<'_>) -> PyResult<Told> {
+    let py = call.py();
+    let (output, scheduler) = (call.argument(0, name!(py, "output"))?, call.argument(1, name!(py, "self"))?);
+    let books = books_of(&scheduler)?.ok_or_else(|| PyAttributeError::new_err(BOOKS))?;
+    let mut borrowed = books.try_borrow_mut()?;
+    // Reading vLLM's objects runs none of the code that asks for the books.
+    let books = &mut *borrowed;
+    books.step += 1;
+    let step = books.step;
     // Blocks are given out inside of `schedule` only, so what is said of them until then belongs to the next one.
     state::with(py, |state| state.lanes[ENGINE].next_step = step + 1);
     // A version whose outputs take no attribute loses the step in the workers, and nothing else.
     let _ = output.setattr(name!(py, STEP), step);
-    let prefilling = prefilling.bind(py);
-    let prefill = if is_plain(py, output, prefilling)? {
+    let tokens_of = output.getattr(name!(py, "num_scheduled_tokens"))?;
+    let num_seqs = length(&tokens_of)?;
+    let num_tokens = count(&output.getattr(name!(py, "total_num_scheduled_tokens"))?)?;
+    let is_plain = is_plain(py, &output, books.prefilling.bind(py))?;
+    let prefill = if is_plain {
         Prefill::default()
     } else {
-        look_at_prompts(output, scheduler, prefilling, awaiting.bind(py), step, has_requests)?
+        let (prefilling, awaiting) = (books.prefilling.bind(py), books.awaiting.bind(py));
+        look_at_prompts(&output, &scheduler, prefilling, awaiting, step, books.has_requests)?
     };
-    let num_seqs = length(&output.getattr(name!(py, "num_scheduled_tokens"))?)?;
-    let num_tokens: u32 = output.getattr(name!(py, "total_num_scheduled_tokens"))?.extract()?;
-    let counts = scheduler.call_method0(name!(py, "get_request_counts"))?;
-    let (running, waiting): (u32, u32) = counts.extract()?;
-    let limited_by = match limits {
+    let (running, waiting) = books.queues.lengths(&scheduler)?;
+    let limited_by = match books.limits {
         Some(limits) => {
-            let found = limited_by(scheduler, limits, preempted_step == step, num_tokens, running, waiting);
+            let is_preempted = books.preempted_step == step;
+            let found = limited_by(&scheduler, limits, is_preempted, num_tokens, running, waiting);
             found.unwrap_or_else(|error| {
                 // What fails here costs its own column, and no row.
-                books.borrow_mut().limits = None;
+                books.limits = None;
                 failure::report(py, "scheduler.limited_by", &error.to_string(), true);
                 ""
             })
@@ -411,55 +429,58 @@ pub(crate) fn after_schedule(
         completed_prompt_tokens: Some(prefill.completed_tokens),
         completed_prompts: Some(prefill.completed),
     });
+    let size = u64::from(num_tokens) | u64::from(num_seqs) << 32;
     state::with(py, |state| {
+        state.batches.add(output.as_ptr(), step, size);
         let label = state.label;
         let name = if limited_by.is_empty() { 0 } else { state.intern(limited_by) };
         state.write(&Record { ticks: clock::ticks(), step, label, flags: 0, name, payload });
     });
-    let mut books = books.borrow_mut();
-    if let Some(kv_cache) = &mut books.kv_cache
-        && let Err(error) = kv_cache.write(py, step, prefill.prefix)
-    {
-        books.kv_cache = None;
-        failure::report(py, "scheduler.kv_cache", &error.to_string(), true);
+    if let Some(kv_cache) = &mut books.kv_cache {
+        // Prompts are looked up for requests that wait: with none before and none left, there was none.
+        let is_looked_up = !is_plain || waiting > 0;
+        if let Err(error) = kv_cache.write(py, step, is_looked_up, prefill.prefix) {
+            books.kv_cache = None;
+            failure::report(py, "scheduler.kv_cache", &error.to_string(), true);
+        }
     }
     if let Some((every, progress)) = &books.progress
         && step.is_multiple_of(*every)
     {
         let progress = progress.clone_ref(py);
-        drop(books);
+        drop(borrowed);
         progress.call1(py, (step, num_seqs, num_tokens, running, waiting))?;
     }
-    Ok(step)
+    Ok(Told::step(step))
+}
+
+/// Requests that have ended so far, or that vLLM remembers as finished since its last step: both grow alike.
+fn finished(scheduler: &Bound<'_, PyAny>, counts_frees: bool) -> PyResult<u64> {
+    let py = scheduler.py();
+    if counts_frees {
+        return Ok(state::with(py, |state| state.freed));
+    }
+    Ok(scheduler.getattr(name!(py, "finished_req_ids"))?.len()? as u64)
 }
 
 /// Before `Scheduler.update_from_output(scheduler_output, model_runner_output)`: the step that it is of.
-#[pyfunction]
-#[pyo3(signature = (scheduler, scheduler_output, *arguments, **keywords))]
-pub(crate) fn before_update_from_output<'py>(
-    py: Python<'py>,
-    scheduler: &Bound<'py, PyAny>,
-    scheduler_output: &Bound<'py, PyAny>,
-    arguments: &Bound<'py, PyTuple>,
-    keywords: Option<&Bound<'py, PyDict>>,
-) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let finished = scheduler.getattr(name!(py, "finished_req_ids"))?.len()? as u64;
-    let step = scheduler_output.getattr_opt(name!(py, STEP))?;
-    if let Some(books) = scheduler.getattr_opt(name!(py, BOOKS))? {
-        let books = books.cast_into::<SchedulerBooks>()?;
-        let mut books = books.borrow_mut();
-        books.finished_before = finished;
-        books.updating = match &step {
-            Some(step) => step.extract()?,
-            None => 0,
-        };
+pub(crate) fn before_update_from_output(call: &Call<'_>) -> PyResult<Told> {
+    let py = call.py();
+    let (scheduler, output) =
+        (call.argument(0, name!(py, "self"))?, call.argument(1, name!(py, "scheduler_output"))?);
+    let step = match state::with(py, |state| state.batches.take(output.as_ptr())) {
+        Some(batch) => Some(batch.step),
+        None => output.getattr_opt(name!(py, STEP))?.map(|step| step.extract()).transpose()?,
+    };
+    if let Some(books) = books_of(&scheduler)? {
+        let mut books = books.try_borrow_mut()?;
+        books.finished_before = finished(&scheduler, books.counts_frees)?;
+        books.updating = step.unwrap_or(0);
         if books.speculates && !scheduler.getattr(name!(py, "log_stats"))?.is_truthy()? {
-            let named = keywords.map_or(Ok(None), |keywords| keywords.get_item("model_runner_output"))?;
-            let output = named.map_or_else(|| arguments.get_item(0), Ok)?;
-            books.speculated = speculated(scheduler_output, &output)?;
+            books.speculated = speculated(&output, &call.argument(2, name!(py, "model_runner_output"))?)?;
         }
     }
-    Ok(step)
+    Ok(Told { step, ..Told::default() })
 }
 
 /// What became of the drafts of a step; `None` = it had none. vLLM counts it too, but only if it keeps statistics.
@@ -512,26 +533,17 @@ fn speculated_by_vllm(outputs: &Bound<'_, PyDict>) -> PyResult<Option<Speculatio
 }
 
 /// After `Scheduler.update_from_output`: the first tokens in it, and the counts of what goes to the clients.
-#[pyfunction]
-pub(crate) fn after_update_from_output(
-    py: Python<'_>,
-    result: &Bound<'_, PyAny>,
-    scheduler: &Bound<'_, PyAny>,
-) -> PyResult<()> {
-    let Ok(outputs) = result.cast::<PyDict>() else { return Ok(()) };
-    let Some(books) = scheduler.getattr_opt(name!(py, BOOKS))? else { return Ok(()) };
-    let (before, count_each, awaiting, step, speculates, counted) = {
-        let books = books.cast_into::<SchedulerBooks>()?;
-        let mut books = books.borrow_mut();
+pub(crate) fn after_update_from_output(call: &Call<'_>) -> PyResult<Told> {
+    let py = call.py();
+    let (result, scheduler) = (call.argument(0, name!(py, "result"))?, call.argument(1, name!(py, "self"))?);
+    let Ok(outputs) = result.cast::<PyDict>() else { return Ok(Told::default()) };
+    let Some(books) = books_of(&scheduler)? else { return Ok(Told::default()) };
+    let (before, counts_frees, count_each, awaiting, step, speculates, counted) = {
+        let mut books = books.try_borrow_mut()?;
         let step = std::mem::take(&mut books.updating);
-        (
-            books.finished_before,
-            books.count_each,
-            books.awaiting.clone_ref(py),
-            step,
-            books.speculates,
-            books.speculated.take(),
-        )
+        let awaiting = (!books.awaiting.bind(py).is_empty()).then(|| books.awaiting.clone_ref(py));
+        let counted = books.speculated.take();
+        (books.finished_before, books.counts_frees, books.count_each, awaiting, step, books.speculates, counted)
     };
     if speculates
         && let Some(found) = counted.map_or_else(|| speculated_by_vllm(outputs), |found| Ok(Some(found)))?
@@ -542,8 +554,11 @@ pub(crate) fn after_update_from_output(
             state.write(&Record { ticks: clock::ticks(), step, label, flags: 0, name: 0, payload });
         });
     }
-    requests::first_tokens(awaiting.bind(py), step)?;
-    // `schedule` alone empties the set, so in between it grows by what the step finished.
-    let finished = scheduler.getattr(name!(py, "finished_req_ids"))?.len()? as u64;
-    crate::calls::write_outputs(py, outputs, finished.saturating_sub(before), count_each)
+    if let Some(awaiting) = awaiting {
+        requests::first_tokens(awaiting.bind(py), step)?;
+    }
+    // `schedule` alone empties vLLM's set, so in between it grows by what the step finished.
+    let finished = finished(&scheduler, counts_frees)?;
+    crate::calls::write_outputs(py, outputs, finished.saturating_sub(before), count_each)?;
+    Ok(Told::default())
 }

@@ -455,7 +455,7 @@ pub(crate) const SESSIONS: [(&str, WriteSession); 5] = [
 ];
 
 /// Golden sessions that are of real vLLM runs, made by `scripts/record_golden_sessions.sh`.
-pub(crate) const RECORDED: [&str; 3] = ["real_decode", "real_prefill", "real_preempting"];
+pub(crate) const RECORDED: [&str; 4] = ["real_decode", "real_prefill", "real_preempting", "real_vision"];
 
 /// The folder with the golden sessions of the first format version.
 pub(crate) fn golden() -> PathBuf {

@@ -57,6 +57,7 @@ fn gpu(process: &str, of: &GpuTime) -> Table {
         .note("By the GPU's own clock. A bubble: nothing to do between two steps, while the engine had requests.");
     let whole_ns = of.total_ns();
     for (name, ns) in [
+        ("encoder", of.encoder_ns),
         ("forward", of.forward_ns),
         ("sampling", of.sampling_ns),
         ("drafting", of.drafting_ns),

@@ -2,9 +2,11 @@
 
 pub(super) mod breakdown;
 pub(super) mod cuda_graphs;
+pub(super) mod encoder_decoder;
 pub(super) mod findings;
 pub(super) mod gpu_memory;
 pub(super) mod kv_cache;
+pub(super) mod moe_experts;
 pub(super) mod overview;
 pub(super) mod requests;
 pub(super) mod session;

@@ -1,0 +1,9 @@
+// One thread: sets the step word, in the order of the stream. What was launched before it sees the old one.
+#include "step_word.cuh"
+
+extern "C" __global__ void profilemate_set_step_word(StepWord* word, unsigned long long step, unsigned valid_tokens,
+                                                     unsigned stamp_row) {
+    word->step = step;
+    word->valid_tokens = valid_tokens;
+    word->stamp_row = stamp_row;
+}
