@@ -109,7 +109,7 @@ def check_sound(name: str, ptx: str) -> None:
 
 
 def head_of(digest: str, version: str) -> str:
-    return f"// source sha256 {digest} · NVRTC {version} {ARCHITECTURE}\n"
+    return f"// source sha256 {digest} NVRTC {version} {ARCHITECTURE}\n"
 
 
 def main() -> None:

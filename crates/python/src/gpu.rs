@@ -286,7 +286,7 @@ fn current_stream(py: Python<'_>) -> Option<Stream> {
 
 /// What torch's function says; `None`: it failed, or there is no way to call it.
 pub(crate) fn ask_for_stream(
-    py: Python<'_>,
+    _gil: Python<'_>,
     function: *mut ffi::PyObject,
     device: *mut ffi::PyObject,
 ) -> Option<Stream> {
