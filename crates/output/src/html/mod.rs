@@ -98,8 +98,6 @@ impl Report {
             self.cuda_graphs.section(answers),
             self.moe_experts.section(answers),
             self.gpu_memory.section(answers),
-            self.steps.steps(answers),
-            self.cuda_graphs.section(answers),
             self.sampling.section(answers),
             Some(sections::session::cost(session, answers)),
             Some(sections::session::facts(session, answers)),
