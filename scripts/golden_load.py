@@ -5,6 +5,7 @@
     python golden_load.py prefill MODEL              long prompts and short answers, offline, all in this process
     python golden_load.py experts MODEL              a mixture of experts, offline, all in this process
     python golden_load.py vision MODEL               images, some of them again and again, offline, all in this process
+    python golden_load.py sampling MODEL             the same prompts, sampled in several ways, offline
 
 Prompts are token ids counted out, so every recording is of the same work.
 """
@@ -89,6 +90,32 @@ def prefill(model: str) -> None:
     llm.generate(prompts, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True), use_tqdm=False)
 
 
+def sampling(model: str) -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    llm = LLM(
+        model,
+        dtype="float32",
+        load_format="dummy",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=8,
+    )
+    prompts = [TokensPrompt(prompt_token_ids=prompt(20 + n, n)) for n in range(8)]
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"temperature": 1.5},
+        {"temperature": 1.5, "top_k": 40, "top_p": 0.95},
+        {"temperature": 0, "presence_penalty": 0.5, "repetition_penalty": 1.3},
+        {"temperature": 0, "logprobs": 10},
+    ]
+    for way in ways:
+        # The first time, kernels are compiled.
+        for tokens in (2, 36):
+            llm.generate(prompts, SamplingParams(**way, max_tokens=tokens, ignore_eos=True), use_tqdm=False)
+
+
 def spread_tokens(model: Any) -> None:
     """With random weights, correction biases are so much larger than what gates say that all tokens go the same way,
     and they are the same in every layer: they are made smaller, and turned by the layer's index."""
@@ -151,9 +178,9 @@ def vision(model: str) -> None:
 
 def main() -> None:
     what, *arguments = sys.argv[1:]
-    if what in {"prefill", "experts", "vision"}:
+    if what in {"prefill", "experts", "vision", "sampling"}:
         (model,) = arguments
-        {"prefill": prefill, "experts": experts, "vision": vision}[what](model)
+        {"prefill": prefill, "experts": experts, "vision": vision, "sampling": sampling}[what](model)
         return
     port, model = arguments
     {"decode": decode, "preempting": preempting}[what](int(port), model)

@@ -8,6 +8,7 @@
 # OUT     folder for results (JSON lines) and logs
 # CHECK   truth-v2 truth-v2-piecewise truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight two-gpus
 #         moe-exact moe-deepseek moe-cost moe-cost-48
+#         sampling sampling-v1 memory
 #         session (records one, with its raw logs, into OUT)
 #         encoder-whisper encoder-qwen3vl encoder-qwen3vl-v2 encoder-qwen3vl-graphs (make their models themselves)
 #
@@ -102,6 +103,11 @@ for name in "$@"; do
     encoder-qwen3vl) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl ;;
     encoder-qwen3vl-v2) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl --v2 ;;
     encoder-qwen3vl-graphs) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl --encoder-graphs ;;
+    sampling) check "$name" python3 benches/gpu/sampling.py "$llama" --label "$name" --json "$results" "${until[@]}" ;;
+    sampling-v1)
+        check "$name" python3 benches/gpu/sampling.py "$llama" --v1 --label "$name" --json "$results" "${until[@]}"
+        ;;
+    memory) check "$name" python3 benches/gpu/memory.py "$llama" --label "$name" --json "$results" ;;
     session) check "$name" python3 benches/gpu/record_session.py "$llama" "$out" ;;
     *) echo "no such check: $name" >&2 && exit 2 ;;
     esac

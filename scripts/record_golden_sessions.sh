@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ $# -gt 0 ]] || scripts/setup_venv.sh .venv
 venv=$(cd "${1:-.venv}" && pwd)
 sessions=("${@:2}")
-((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting real_experts real_vision)
+((${#sessions[@]})) || sessions=(real_decode real_prefill real_preempting real_experts real_vision real_sampling)
 repository=$PWD
 golden=$repository/crates/session/tests/golden/v1
 logs=$repository/crates/import/tests/logs
@@ -143,10 +143,10 @@ for session in "${sessions[@]}"; do
     real_decode)
         serve real_decode decode --max-model-len 1024 --max-num-seqs 32 --max-num-batched-tokens 512
         ;;
-    real_prefill)
-        VLLM_ENABLE_V1_MULTIPROCESSING=0 profilemate run -- python load.py prefill "$place/model" \
-            >"$place/prefill.log" 2>&1 || { show_end "$place/prefill.log"; fail "the offline run failed"; }
-        keep real_prefill
+    real_prefill | real_sampling)
+        VLLM_ENABLE_V1_MULTIPROCESSING=0 profilemate run -- python load.py "${session#real_}" "$place/model" \
+            >"$place/offline.log" 2>&1 || { show_end "$place/offline.log"; fail "the offline run failed"; }
+        keep "$session"
         ;;
     real_experts)
         # Several intervals in a short run; a function is given to vLLM.

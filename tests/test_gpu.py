@@ -33,8 +33,18 @@ class _C:
     def _cuda_getCurrentRawStream(device):
         _C.asked += 1
         return 1
+    @staticmethod
+    def _cuda_memoryStats(device):
+        _C.memory_asked += 1
+        if _C.memory_fails: raise RuntimeError("no statistics")
+        def all(current, peak): return {"all": {"current": current, "peak": peak}, "small_pool": {}, "large_pool": {}}
+        return {
+            "allocated_bytes": all(_C.allocated, 7 << 30), "reserved_bytes": all(8 << 30, 9 << 30),
+            "inactive_split_bytes": all(512, 1024), "num_alloc_retries": 2, "num_ooms": 0}
+    memory_asked, memory_fails, allocated = 0, False, 1 << 30
+cudart = types.SimpleNamespace(cudaMemGetInfo=lambda device: (60 << 30, 80 << 30))
 cuda = types.SimpleNamespace(
-    is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 0,
+    cudart=lambda: cudart, is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 0,
     get_device_name=lambda device: "Fake GPU", device_count=lambda: 1)
 """
 WORKER = """
@@ -43,6 +53,9 @@ class Worker:
         self.vllm_config = vllm_config
     def load_model(self):
         self.model_runner = self.make_runner()
+    def initialize_from_config(self, kv_cache_config):
+        import torch
+        torch._C.allocated += 5 << 30
     def compile_or_warm_up_model(self):
         self.model_runner.capture_model()
 """
@@ -62,9 +75,12 @@ V1 = (
 class Descriptor:
     def __init__(self, num_tokens):
         self.num_tokens, self.num_reqs, self.uniform, self.has_lora = num_tokens, 8, True, False
+def apply_grammar_bitmask(scheduler_output, grammar_output, input_batch, logits): launch(0.0625)
 class GPUModelRunner:
+    model_memory_usage = 1 << 30
     def capture_model(self):
         self._dummy_run(8, cudagraph_runtime_mode=FULL, uniform_decode=True)
+        return 1 << 28
     def _dummy_run(self, num_tokens, cudagraph_runtime_mode=None, uniform_decode=False):
         fake.fake_capture(1, 1)
         self._model_forward()
@@ -82,6 +98,8 @@ class GPUModelRunner:
     def _bookkeeping_sync(self): pass
     def propose_draft_token_ids(self): launch(0.125)
     def sample_tokens(self, grammar_output):
+        if grammar_output is not None:
+            apply_grammar_bitmask(None, grammar_output, self.input_batch, None)
         self._sample(); self._bookkeeping_sync(); self.propose_draft_token_ids()
 class AsyncGPUModelRunnerOutput:
     def get_output(self): pass
@@ -111,12 +129,17 @@ class GPUModelRunner:
         dispatch_cg_and_sync_dp(scheduler_output.total_num_scheduled_tokens)
         self.kv_connector.pre_forward(scheduler_output)
         launch(3)
-    def sample(self): launch(0.25)
+    def sample(self, hidden_states, input_batch, grammar_output): launch(0.25)
     def postprocess_sampled(self): pass
+    input_batch = sampler = None
     def sample_tokens(self, grammar_output):
-        self.sample(); self.postprocess_sampled(); launch(0.125)
+        self.sample(None, self.input_batch, grammar_output); self.postprocess_sampled(); launch(0.125)
 """
 )
+V2_SAMPLER = """
+class Sampler:
+    def add_request(self, req_idx, sampling_params): pass
+"""
 RUN = """
 import types, torch
 from vllm.v1.worker.gpu_worker import Worker
@@ -127,6 +150,7 @@ class config:
     class model_config: model = "tiny"
 worker = Worker(config, 0, 0)
 worker.load_model()
+worker.initialize_from_config(None)
 worker.compile_or_warm_up_model()
 for step in range(1, {steps} + 1):
     tokens = 100 if step == 1 else 6
@@ -134,7 +158,7 @@ for step in range(1, {steps} + 1):
         profilemate_step=step, total_num_scheduled_tokens=tokens, num_scheduled_tokens={{"a": tokens}})
     fake.fake_advance(2_000_000)
     worker.model_runner.execute_model(output)
-    worker.model_runner.sample_tokens(None)
+    worker.model_runner.sample_tokens(getattr(worker.model_runner, "grammar", None))
     fake.fake_advance(10_000_000)
 from profilemate import _native
 print(_native.cuda_counters())
@@ -156,6 +180,7 @@ def make_fake(folder: Path) -> None:
         "vllm/v1/worker/gpu_model_runner.py": V1,
         "vllm/v1/worker/gpu/kv_connector.py": V2_CONNECTOR,
         "vllm/v1/worker/gpu/model_runner.py": V2,
+        "vllm/v1/worker/gpu/sample/sampler.py": V2_SAMPLER,
     }
     for name, text in modules.items():
         file = folder / name
@@ -313,6 +338,145 @@ for number in range(7, 10): step(number)
     assert metadata(session)["probe_errors"] == 0
 
 
+#: The sets and dicts of an `InputBatch`, with other counts in each.
+V1_BATCH = """
+def ids(count): return {str(i) for i in range(count)}
+def of(**more): return types.SimpleNamespace(**more)
+GPUModelRunner.num_prompt_logprobs = {}
+GPUModelRunner.grammar = of(structured_output_request_ids=["0", "1"])
+GPUModelRunner.input_batch = of(
+    req_id_to_index=dict.fromkeys(ids(9)), greedy_reqs=ids(4), top_k_reqs=ids(3), top_p_reqs=ids(2),
+    frequency_penalties_reqs={"0", "1"}, presence_penalties_reqs={"1", "2"}, repetition_penalties_reqs=set(),
+    num_logprobs={"0": 5}, logprob_token_ids={}, bad_words_token_ids={}, has_allowed_token_ids=ids(1),
+    generators={2: 0}, sampling_metadata=of(max_num_logprobs=5),
+    logitsprocs=of(
+        argmax_invariant=[of(min_p_count=6)], non_argmax_invariant=[of(biases={0: {}}), of(min_toks={})]))
+"""
+#: The same by slots, known from the second step on. Of two that want a prompt's log probabilities, one is in its
+#: prompt.
+V2_BATCH = """
+import array
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+GPUModelRunner.sampler = sampler = Sampler()
+GPUModelRunner.grammar = types.SimpleNamespace(structured_output_request_ids=["0", "1"])
+def asks(slot, **asked):
+    usual = dict(
+        temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, presence_penalty=0.0, frequency_penalty=0.0,
+        repetition_penalty=1.0, logprobs=None, prompt_logprobs=None, logit_bias=None, bad_words=[],
+        allowed_token_ids=None, min_tokens=0, seed=None)
+    sampler.add_request(slot, types.SimpleNamespace(**{**usual, **asked}))
+def add_requests():
+    for slot in range(9):
+        first = slot == 0
+        asks(slot, temperature=float(slot >= 4), top_k=20 * (slot < 3), top_p=1.0 - (slot < 2) / 10,
+            seed=1 if slot == 7 else None, min_p=(slot < 6) / 10, presence_penalty=(slot < 2) / 2,
+            repetition_penalty=1 + (slot == 2) / 2, logprobs=5 if first else None,
+            prompt_logprobs=1 if slot > 6 else None, logit_bias={1: 1} if first else None,
+            allowed_token_ids=[1] if first else None)
+    GPUModelRunner.input_batch = types.SimpleNamespace(
+        idx_mapping_np=array.array("i", [8, 7, 6, 5, 4, 3, 2, 1, 0]), is_prefilling_np=array.array("b", [1] + 8 * [0]))
+begun = GPUModelRunner.execute_model
+def execute_model(self, output):
+    if output.profilemate_step == 2: add_requests()
+    return begun(self, output)
+GPUModelRunner.execute_model = execute_model
+"""
+ASKED = {
+    "greedy": "4",
+    "random": "5",
+    "top_k": "3",
+    "top_p": "2",
+    "min_p": "6",
+    "penalties": "3",
+    "logprobs": "1",
+    "most_logprobs": "5",
+    "prompt_logprobs": "0",
+    "structured_output": "2",
+    "logit_bias": "1",
+    "bad_words": "0",
+    "allowed_token_ids": "1",
+    "min_tokens": "0",
+    "seeded": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("runner", "known_from", "sampling_ms", "asked"),
+    [
+        # A grammar's mask is a part of sampling.
+        (V1_RUNNER + V1_BATCH, 1, 0.3125, ASKED),
+        (V2_RUNNER + V2_BATCH, 2, 0.25, {**ASKED, "prompt_logprobs": "1"}),
+    ],
+    ids=["v1", "v2"],
+)
+def test_what_batches_ask_of_the_sampler(
+    tmp_path: Path, fake: Path, runner: str, known_from: int, sampling_ms: float, asked: dict[str, str]
+) -> None:
+    _, session = run(tmp_path, fake, runner)
+    found = rows(session, "sampling_timing.csv")
+    assert [row["step"] for row in found] == [str(step) for step in range(1, 7)]
+    assert metadata(session)["probe_errors"] == 0
+    for row in found:
+        assert row["timing"] == "events"
+        assert float(row["sample_time_ms"]) == pytest.approx(sampling_ms, abs=1e-3)
+        known = int(row["step"]) >= known_from
+        assert {name: row[name] for name in asked} == (asked if known else dict.fromkeys(asked, ""))
+
+
+def test_sampling_is_timed_without_the_other_profilers(tmp_path: Path, fake: Path) -> None:
+    _, session = run(
+        tmp_path,
+        fake,
+        V1_RUNNER,
+        PROFILEMATE_ENABLE_FORWARD_PASS_TIMING="0",
+        PROFILEMATE_ENABLE_CPU_TIMING="0",
+        PROFILEMATE_ENABLE_CUDA_GRAPH_TRACKING="0",
+    )
+    assert not (session / "forward_pass_timing.csv").exists()
+    found = rows(session, "sampling_timing.csv")
+    assert len(found) == 6
+    assert all(float(row["sample_time_ms"]) == pytest.approx(0.25, abs=1e-3) for row in found)
+
+
+SIZES = ("allocated", "reserved", "free", "total", "outside")
+
+
+def test_memory_is_looked_at_once_per_second_and_not_in_each_step(tmp_path: Path, fake: Path) -> None:
+    printed, session = run(tmp_path, fake, V1_RUNNER, steps=30, after="print(torch._C.memory_asked)")
+    asked = int(printed.splitlines()[-1])
+    # Twice while the KV cache was made.
+    assert 3 <= asked < 30
+    found = rows(session, "gpu_memory.csv")
+    assert len(found) == asked - 2
+    first = found[0]
+    assert (first["step"], first["process"]) == ("1", "worker-0")
+    sizes = {name: int(first[f"{name}_bytes"]) / 2**30 for name in SIZES}
+    assert sizes == {"allocated": 6, "reserved": 8, "free": 60, "total": 80, "outside": 12}
+    assert (first["unused_pct"], first["inactive_split_bytes"], first["allocation_retries"]) == (
+        "25.0000",
+        "512",
+        "2",
+    )
+    (gpu,) = json.loads((session / "gpu_memory_summary.json").read_text())["gpus"]
+    assert (gpu["weights_bytes"], gpu["kv_cache_bytes"], gpu["cuda_graph_bytes"]) == (1 << 30, 5 << 30, 1 << 28)
+    assert (gpu["kv_cache_pct"], gpu["peak_allocated_bytes"], gpu["samples"]) == (6.25, 7 << 30, len(found))
+    assert metadata(session)["profilers"]["gpu_memory"] == "on"
+
+
+def test_memory_that_cannot_be_told_costs_its_table_alone(tmp_path: Path, fake: Path) -> None:
+    begun = "\nbegun = GPUModelRunner.execute_model\n"
+    fails = "def execute_model(self, output):\n    torch._C.memory_fails = True\n    return begun(self, output)\n"
+    runner = V1_RUNNER + begun + fails + "GPUModelRunner.execute_model = execute_model"
+    printed, session = run(tmp_path, fake, runner, after="print(torch._C.memory_asked)")
+    # Not asked again after the first step, in which it failed.
+    assert "3" in printed.splitlines()
+    assert "probe gpu_memory failed (RuntimeError: no statistics)" in printed
+    assert rows(session, "gpu_memory.csv") == []
+    assert len(rows(session, "forward_pass_timing.csv")) == 6
+    assert metadata(session)["probe_errors"] == 1
+    assert json.loads((session / "gpu_memory_summary.json").read_text()) == {"gpus": []}
+
+
 def test_lightweight_mode_records_no_event(tmp_path: Path, fake: Path) -> None:
     printed, session = run(tmp_path, fake, V1_RUNNER, PROFILEMATE_TIMING="lightweight")
     assert printed == "None\n"
@@ -321,6 +485,10 @@ def test_lightweight_mode_records_no_event(tmp_path: Path, fake: Path) -> None:
     assert {row["timing"] for row in found} == {"wall"}
     assert all(float(row["forward_time_ms"]) > 0 for row in found)
     assert metadata(session)["timing_mode"] == "lightweight"
+    # The host alone knows what it launched, and not how long that took.
+    sampled = rows(session, "sampling_timing.csv")
+    assert len(sampled) == 6
+    assert all(row["sample_time_ms"] == "" and float(row["host_time_ms"]) > 0 for row in sampled)
 
 
 def test_without_a_driver_no_step_is_lost(tmp_path: Path, fake: Path) -> None:

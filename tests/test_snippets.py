@@ -35,7 +35,7 @@ DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LIMIT_SECONDS = 120
 
 #: Recorded sessions of real servers that documents show.
-SESSIONS = ("real_preempting", "real_decode", "real_gpu", "real_experts", "real_vision")
+SESSIONS = ("real_preempting", "real_decode", "real_gpu", "real_experts", "real_vision", "real_sampling")
 #: Folders in the block's folder, and the sessions they are; None: the block's own.
 LINKS: dict[str, str | None] = {
     "SESSION": None,

@@ -136,6 +136,7 @@ class SchedulerBooks:
     ) -> None: ...
     def watch_requests(self) -> None: ...
     def watch_limits(self, scheduler: Any, running: int, tokens: int, only_blocks: bool) -> None: ...
+    def watch_speculation(self) -> None: ...
     def watch_kv_cache(
         self, manager: Any, pools: list[tuple[str, Any, KvCacheCollector | None]], has_prefix_cache: bool
     ) -> None: ...
@@ -170,12 +171,21 @@ after_schedule: Extractor
 before_update_from_output: Extractor
 after_update_from_output: Extractor
 before_execute_model: Extractor
+before_grammar_bitmask: Extractor
+before_sample: Extractor
+before_sampler_add_request: Extractor
+before_sample_v2: Extractor
 before_process_outputs: Extractor
 after_process_outputs: Extractor
 before_processor_add_request: Extractor
 before_add_request: Extractor
 before_free_request: Extractor
 
+def watch_gpu_memory(
+    stats: Callable[[int], dict[str, Any]], free: Callable[[int], tuple[int, int]] | None, device: int
+) -> None: ...
+def gpu_memory_allocated() -> int | None: ...
+def watch_sampling() -> None: ...
 def hash_request_ids(key: list[int]) -> None: ...
 def request_preempted(
     request: Any,

@@ -66,6 +66,14 @@ TABLES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         ("cuda_graphs.dispatch", "cuda_graphs.dispatch_v2"),
         ["cuda_graph_captures.csv", "cuda_graph_usage.csv", "cuda_graph_timeline.csv"],
     ),
+    "gpu_memory": (
+        ("model_runner.execute_model", "model_runner_v2.execute_model"),
+        ["gpu_memory.csv", "gpu_memory_summary.json"],
+    ),
+    "sampling_timing": (
+        ("model_runner.sample", "model_runner_v2.sample"),
+        ["sampling_timing.csv", "sampling_summary.json"],
+    ),
     # What a model calls its encoder is known when it is loaded.
     "encoder_decoder_timing": (
         ("model_runner.forward", "model_runner_v2.forward_begins"),

@@ -284,7 +284,9 @@ def use_device() -> None:
     driver = _native.cuda_driver_version()
     if driver is not None:
         _native.fact("gpu_driver", f"CUDA {driver}")
-    if not (values["forward_pass_timing"] or values["encoder_decoder_timing"]):
+    if not any(
+        values[profiler] for profiler in ("forward_pass_timing", "encoder_decoder_timing", "sampling_timing")
+    ):
         return
     if values["timing"] == "lightweight":
         _native.fact("timing_mode", "lightweight")

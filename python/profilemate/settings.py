@@ -26,8 +26,12 @@ LEGACY_NAMES: dict[str, str] = {
     "DEBUG_INTERVAL": "debug_interval",
 }
 
-#: The profilers, by the names of their switches.
-PROFILERS = tuple(key for name, key in LEGACY_NAMES.items() if name.startswith("ENABLE_"))
+#: The profilers, by the names of their switches: those of the first generation, and those since.
+PROFILERS = (
+    *(key for name, key in LEGACY_NAMES.items() if name.startswith("ENABLE_")),
+    "sampling_timing",
+    "gpu_memory",
+)
 
 
 @lru_cache(maxsize=1)

@@ -50,6 +50,7 @@ pub(crate) fn is_operation(name: Name) -> bool {
         Name::Other
             | Name::WarmUp
             | Name::Forward
+            | Name::GrammarBitmask
             | Name::Drafting
             | Name::OutputReady
             | Name::GraphCapture

@@ -2,7 +2,7 @@
 
 use profilemate_session::{Component, Session};
 
-/// A profiler, by the name that the first generation gave it.
+/// A profiler: those of the first generation by the names that they had there, and those since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profiler {
     /// Captures and replays of CUDA graphs.
@@ -21,11 +21,15 @@ pub enum Profiler {
     PreemptionTracking,
     /// Encoders against the language model.
     EncoderDecoderTiming,
+    /// Sampling and its features.
+    SamplingTiming,
+    /// Memory of GPUs.
+    GpuMemory,
 }
 
 impl Profiler {
     /// Every profiler, in the order of `metadata.json`.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::CudaGraphTracking,
         Self::KvCacheTracking,
         Self::MoeExpertTracking,
@@ -34,6 +38,8 @@ impl Profiler {
         Self::BatchUtilizationTracking,
         Self::PreemptionTracking,
         Self::EncoderDecoderTiming,
+        Self::SamplingTiming,
+        Self::GpuMemory,
     ];
 
     /// Its name.
@@ -47,6 +53,8 @@ impl Profiler {
             Self::BatchUtilizationTracking => "batch_utilization_tracking",
             Self::PreemptionTracking => "preemption_tracking",
             Self::EncoderDecoderTiming => "encoder_decoder_timing",
+            Self::SamplingTiming => "sampling_timing",
+            Self::GpuMemory => "gpu_memory",
         }
     }
 }
@@ -74,7 +82,7 @@ pub struct Facts {
     pub command: Option<String>,
     /// How forward passes were timed.
     pub timing_mode: Option<String>,
-    /// Switches, as they were set: the eight profilers and `cuda_events_enabled`.
+    /// Switches, as they were set: the profilers and `cuda_events_enabled`.
     pub flags: Vec<(String, bool)>,
     /// Settings of vLLM, by the names that it has for them in Python (`gpu_memory_utilization`), as the processes found
     /// them when they began; by name.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use profilemate_session::record::FLAG_SHARE;
 use profilemate_session::{Component, Event, Payload, Session};
 
-use crate::Context;
 use crate::batch::percent;
 use crate::statistics::{Distribution, Samples};
+use crate::{Context, Row};
 
 /// Share in use over which a pool counts as full, percent.
 pub const FULL_PCT: f64 = 90.0;
@@ -228,8 +228,24 @@ impl Collector {
         Self { pools: BTreeMap::new(), peak: 0, held: 0, moment: None, block_size, are_shares: false }
     }
 
+    /// Hands out what an event says of the KV cache.
+    pub(crate) fn see<E>(
+        &mut self,
+        context: &Context<'_>,
+        event: &Event,
+        row: &mut impl FnMut(Row<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if let Some(found) = self.see_usage(context, event) {
+            row(Row::KvUsage(found))?;
+        }
+        if let Some(found) = self.see_eviction(context, event) {
+            row(Row::KvEviction(found))?;
+        }
+        Ok(())
+    }
+
     #[inline]
-    pub(crate) fn see_usage<'a>(&mut self, context: &Context<'a>, event: &Event) -> Option<Usage<'a>> {
+    fn see_usage<'a>(&mut self, context: &Context<'a>, event: &Event) -> Option<Usage<'a>> {
         let Payload::KvCache(record) = &event.record.payload else { return None };
         let is_share = event.record.flags & FLAG_SHARE != 0;
         self.are_shares |= is_share;
@@ -288,7 +304,7 @@ impl Collector {
     }
 
     #[inline]
-    pub(crate) fn see_eviction<'a>(&mut self, context: &Context<'a>, event: &Event) -> Option<Eviction<'a>> {
+    fn see_eviction<'a>(&mut self, context: &Context<'a>, event: &Event) -> Option<Eviction<'a>> {
         let Payload::KvEviction(record) = &event.record.payload else { return None };
         let log = &context.session.logs[event.log];
         let lifetime_ns = log.clock.duration_ns(record.lifetime_ticks);

@@ -5,7 +5,7 @@
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
 //! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`],
-//! [`moe_experts`], [`encoder_decoder`]. A new one adds its
+//! [`moe_experts`], [`encoder_decoder`], [`sampling`], [`gpu_memory`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -23,6 +23,7 @@ pub mod findings;
 pub mod forward;
 pub mod garbage;
 pub mod gpu_clock;
+pub mod gpu_memory;
 mod iterations;
 pub mod kv_cache;
 pub mod latency;
@@ -32,12 +33,13 @@ mod overview;
 pub mod processes;
 pub mod ranks;
 pub mod requests;
+pub mod sampling;
 pub mod spans;
 pub mod statistics;
 pub mod steps;
 pub mod throughput;
 
-use profilemate_session::{Error, Session};
+use profilemate_session::{Error, Event, Session};
 
 use facts::{Facts, Profiler};
 use steps::Steps;
@@ -67,6 +69,10 @@ pub enum Row<'a> {
     ExpertInterval(moe_experts::Interval<'a>),
     /// Of the table of encoders and decoder.
     Component(encoder_decoder::Timed<'a>),
+    /// Of the sampling table.
+    Sampling(sampling::Sampled<'a>),
+    /// Of the table of GPU memory.
+    GpuMemory(gpu_memory::Sample<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
     /// A span as it was recorded, of any label. In no table: it is for who draws.
@@ -104,6 +110,10 @@ pub struct Answers {
     pub moe_experts: Option<moe_experts::Summary>,
     /// Encoders against the language model; `None` when the profiler was not on.
     pub encoder_decoder: Option<encoder_decoder::Summary>,
+    /// Sampling; `None` when the profiler was not on.
+    pub sampling: Option<sampling::Summary>,
+    /// Memory of GPUs, by worker; `None` when the profiler was not on.
+    pub gpu_memory: Option<Vec<gpu_memory::Gpu>>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
@@ -128,6 +138,63 @@ pub(crate) struct Context<'a> {
     pub(crate) steps: Steps,
 }
 
+/// The profilers that are on and look at each event by itself, and hand out their rows themselves.
+struct Collectors {
+    requests: Option<requests::Collector>,
+    kv_cache: Option<kv_cache::Collector>,
+    moe_experts: Option<moe_experts::Collector>,
+    encoder_decoder: Option<encoder_decoder::Collector>,
+    sampling: Option<sampling::Collector>,
+    gpu_memory: Option<gpu_memory::Collector>,
+}
+
+impl Collectors {
+    fn new(session: &Session, facts: &Facts) -> Self {
+        Self {
+            requests: facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session)),
+            kv_cache: facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session)),
+            moe_experts: facts.is_on(Profiler::MoeExpertTracking).then(moe_experts::Collector::default),
+            encoder_decoder: facts
+                .is_on(Profiler::EncoderDecoderTiming)
+                .then(|| encoder_decoder::Collector::new(session)),
+            sampling: facts.is_on(Profiler::SamplingTiming).then(|| sampling::Collector::new(session)),
+            gpu_memory: facts.is_on(Profiler::GpuMemory).then(|| gpu_memory::Collector::new(session)),
+        }
+    }
+
+    #[inline]
+    fn see<E>(
+        &mut self,
+        context: &Context<'_>,
+        event: &Event,
+        row: &mut impl FnMut(Row<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if let Some(requests) = &mut self.requests {
+            requests.see(context, event, row)?;
+        }
+        if let Some(kv_cache) = &mut self.kv_cache {
+            kv_cache.see(context, event, row)?;
+        }
+        if let Some(moe_experts) = &mut self.moe_experts
+            && let Some(found) = moe_experts.see(context.session, event)
+        {
+            row(Row::ExpertInterval(found))?;
+        }
+        if let Some(encoder_decoder) = &mut self.encoder_decoder
+            && let Some(found) = encoder_decoder.see(context, event)
+        {
+            row(Row::Component(found))?;
+        }
+        if let Some(sampling) = &mut self.sampling {
+            sampling.see(context, event, row)?;
+        }
+        if let Some(gpu_memory) = &mut self.gpu_memory {
+            gpu_memory.see(context, event, row)?;
+        }
+        Ok(())
+    }
+}
+
 /// Analyzes a session; `row` gets every row of every profiler that was on.
 ///
 /// # Errors
@@ -147,11 +214,7 @@ pub fn analyze<E: From<Error>>(
     let mut overview = overview::Collector::new(&context, cpu.is_some() && facts.source.is_none());
     let mut iterations = iterations::Collector::default();
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
-    let mut requests = facts.is_on(Profiler::PreemptionTracking).then(|| requests::Collector::new(session));
-    let mut kv_cache = facts.is_on(Profiler::KvCacheTracking).then(|| kv_cache::Collector::new(session));
-    let mut moe_experts = facts.is_on(Profiler::MoeExpertTracking).then(moe_experts::Collector::default);
-    let mut encoder_decoder =
-        facts.is_on(Profiler::EncoderDecoderTiming).then(|| encoder_decoder::Collector::new(session));
+    let mut collectors = Collectors::new(session, &facts);
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut garbage = garbage::Collector::new(session);
@@ -181,27 +244,7 @@ pub fn analyze<E: From<Error>>(
         {
             row(Row::Batch(found))?;
         }
-        if let Some(requests) = &mut requests {
-            requests.see(&context, &event, &mut row)?;
-        }
-        if let Some(kv_cache) = &mut kv_cache {
-            if let Some(found) = kv_cache.see_usage(&context, &event) {
-                row(Row::KvUsage(found))?;
-            }
-            if let Some(found) = kv_cache.see_eviction(&context, &event) {
-                row(Row::KvEviction(found))?;
-            }
-        }
-        if let Some(moe_experts) = &mut moe_experts
-            && let Some(found) = moe_experts.see(session, &event)
-        {
-            row(Row::ExpertInterval(found))?;
-        }
-        if let Some(encoder_decoder) = &mut encoder_decoder
-            && let Some(found) = encoder_decoder.see(&context, &event)
-        {
-            row(Row::Component(found))?;
-        }
+        collectors.see(&context, &event, &mut row)?;
         let operation = cpu.as_mut().and_then(|cpu| cpu.see(&context, &event));
         if let Some(found) = overview.see(session, &event, operation.as_ref()) {
             row(Row::Step(found))?;
@@ -215,7 +258,7 @@ pub fn analyze<E: From<Error>>(
             if is_forward_on {
                 row(Row::Forward(found))?;
             }
-            if let Some(encoder_decoder) = &mut encoder_decoder {
+            if let Some(encoder_decoder) = &mut collectors.encoder_decoder {
                 let (decoder, cross_attention) = encoder_decoder.see_pass(&context, &found, &event);
                 row(Row::Component(decoder))?;
                 if let Some(found) = cross_attention {
@@ -230,6 +273,7 @@ pub fn analyze<E: From<Error>>(
             }
         }
     }
+    let Collectors { requests, kv_cache, moe_experts, encoder_decoder, sampling, gpu_memory } = collectors;
     let requests = requests.map(|requests| requests.finish(&context, &mut row)).transpose()?;
     let kv_cache = kv_cache.map(|kv_cache| kv_cache.finish(session));
     let (processes, duration_ns) = processes.finish(session);
@@ -256,6 +300,8 @@ pub fn analyze<E: From<Error>>(
         kv_cache,
         moe_experts: moe_experts.map(|experts| experts.finish(session)),
         encoder_decoder: encoder_decoder.map(encoder_decoder::Collector::finish),
+        sampling: sampling.map(sampling::Collector::finish),
+        gpu_memory: gpu_memory.map(|gpu_memory| gpu_memory.finish(session)),
         garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),

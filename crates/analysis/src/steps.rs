@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use profilemate_session::record::Speculation;
 use profilemate_session::{Component, Error, Event, GpuStep, Label, Log, Name, Payload, Record, Session};
 
 use crate::gpu_clock::{GpuClock, Placed};
@@ -309,6 +310,8 @@ pub(crate) struct Steps {
     on_gpu: Vec<StepTable<OnGpu>>,
     /// By log, of those that are workers: calls that were timed by themselves, in the order in which they ended.
     calls: Vec<StepTable<Vec<Call>>>,
+    /// What became of drafts, by log, of those that are engines.
+    speculated: Vec<StepTable<Speculation>>,
     /// The engine's log for each log, by its part as a worker.
     engines: Vec<Option<usize>>,
     /// Step by the timestamp of its outputs, ascending.
@@ -326,6 +329,7 @@ impl Steps {
             let mut worked = StepTable::<Worked>::default();
             let mut on_gpu = StepTable::<OnGpu>::default();
             let mut calls = StepTable::<Vec<Call>>::default();
+            let mut speculated = StepTable::<Speculation>::default();
             let mut gpu_clock = GpuClock::default();
             let mut working = Working::default();
             let mut records = log.records();
@@ -368,6 +372,7 @@ impl Steps {
                             call.gpu_after_ns = timed.after_ms.map(nanoseconds);
                         }
                     }
+                    Payload::Speculation(found) => *speculated.entry(record.step) = *found,
                     Payload::Outputs(outputs) => steps.outputs.push((outputs.timestamp_bits, record.step)),
                     Payload::Span(span) => match log.span_name(record.name) {
                         Name::ModelExecution => {
@@ -418,6 +423,7 @@ impl Steps {
             }
             steps.on_gpu.push(on_gpu);
             steps.calls.push(calls);
+            steps.speculated.push(speculated);
         }
         steps.outputs.sort_unstable();
         steps.received.sort_unstable();
@@ -452,6 +458,14 @@ impl Steps {
     /// The log of the engine that a log's worker belongs to.
     pub(crate) fn engine(&self, log: usize) -> Option<usize> {
         self.engines[log]
+    }
+
+    /// What became of the drafts of the step of this event: nothing for a step without; `None` when that is not known.
+    pub(crate) fn speculated(&self, event: &Event) -> Option<Speculation> {
+        let engine = self.engines[event.log]?;
+        let found = self.speculated[engine].get(event.record.step).copied();
+        // An engine that never drafts does not say so.
+        found.or_else(|| self.scheduled(event).map(|_| Speculation::default()))
     }
 
     /// What the worker of this event did in its step.

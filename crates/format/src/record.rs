@@ -11,18 +11,22 @@
 
 mod calls;
 mod experts;
+mod gpu_memory;
 mod kv_cache;
 mod requests;
+mod sampling;
 
 pub use calls::{EncoderInput, GpuCall};
 pub use experts::{
     Counted, ExpertCounts, ExpertLoad, PACKED_BITS, WEIGHT_BINS, expert_counting, pack_counts, pair_index, pairs,
 };
+pub use gpu_memory::{GpuMemory, GpuMemoryMore};
 pub use kv_cache::{KvCache, KvEviction};
 pub use requests::{
     ClientRequest, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
     RequestStopped, RequestText, TEXT_BYTES, request_traits,
 };
+pub use sampling::{SamplingMix, Speculation};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Bytes in a record.
@@ -239,6 +243,14 @@ pub enum Payload {
     GpuCall(GpuCall),
     /// Kind 23.
     EncoderInput(EncoderInput),
+    /// Kind 24.
+    SamplingMix(SamplingMix),
+    /// Kind 25.
+    Speculation(Speculation),
+    /// Kind 26.
+    GpuMemory(GpuMemory),
+    /// Kind 27.
+    GpuMemoryMore(GpuMemoryMore),
     /// A kind that this build does not know.
     Unknown {
         /// Its number.
@@ -330,6 +342,10 @@ impl Record {
             Payload::ExpertCounts(record) => (20, record.words()),
             Payload::GpuCall(record) => (22, record.words()),
             Payload::EncoderInput(record) => (23, record.words()),
+            Payload::SamplingMix(record) => (24, record.words()),
+            Payload::Speculation(record) => (25, record.words()),
+            Payload::GpuMemory(record) => (26, record.words()),
+            Payload::GpuMemoryMore(record) => (27, record.words()),
             Payload::Unknown { kind, words } => (kind, words),
         };
         let head = u64::from(kind)
@@ -394,6 +410,10 @@ impl Record {
             20 => Payload::ExpertCounts(ExpertCounts::of([a, b, c, d])),
             22 => Payload::GpuCall(GpuCall::of([a, b, c, d])),
             23 => Payload::EncoderInput(EncoderInput::of([a, b, c, d])),
+            24 => Payload::SamplingMix(SamplingMix::of([a, b, c, d])),
+            25 => Payload::Speculation(Speculation::of([a, b, c, d])),
+            26 => Payload::GpuMemory(GpuMemory::of([a, b, c, d])),
+            27 => Payload::GpuMemoryMore(GpuMemoryMore::of([a, b, c, d])),
             kind => Payload::Unknown { kind, words: [a, b, c, d] },
         };
         Self {
@@ -478,7 +498,7 @@ mod tests {
         }
 
         #[test]
-        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=24) {
+        fn every_kind_keeps_its_fields(words: Words, kind in 1u64..=30) {
             let mut words = words;
             words[2] = words[2] & 0xffff_ffff_0000_0000 | kind;
             let record = Record::from_words(&words);

@@ -144,6 +144,14 @@ fn real_gpu() {
 }
 
 #[test]
+fn real_sampling() {
+    // Several ways to sample; the other tables say nothing new.
+    tables_and_summary("real_sampling", |file| {
+        file.starts_with("sampling") || ["findings.json", "metadata.json"].contains(&file)
+    });
+}
+
+#[test]
 fn real_vision() {
     // A model with an encoder; the other tables say nothing new.
     tables_and_summary("real_vision", |file| {

@@ -3,7 +3,7 @@
 //! Between steps the caches belong to vLLM, so what counts is how little memory a call touches. A native extractor is called as a
 //! Rust function, with the arguments where CPython put them, and gives its answer in registers and on the stack.
 
-use crate::extract::{front_end, requests, scheduler, worker};
+use crate::extract::{front_end, requests, sampling, scheduler, worker};
 use crate::state;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::{self, PyObject};
@@ -122,6 +122,10 @@ pub(crate) const EXTRACTORS: &[(&str, Function)] = &[
     ("before_add_request", requests::before_add_request),
     ("before_free_request", requests::before_free_request),
     ("before_execute_model", worker::before_execute_model),
+    ("before_grammar_bitmask", sampling::before_grammar_bitmask),
+    ("before_sample", sampling::before_sample),
+    ("before_sampler_add_request", sampling::before_sampler_add_request),
+    ("before_sample_v2", sampling::before_sample_v2),
     ("before_process_outputs", front_end::before_process_outputs),
     ("after_process_outputs", front_end::after_process_outputs),
     ("before_processor_add_request", front_end::before_processor_add_request),

@@ -34,9 +34,13 @@ mod _native {
         count_expert_weights, count_experts, experts_failed, join_experts, launch_expert_counts, watch_experts,
     };
     #[pymodule_export]
+    use crate::extract::gpu_memory::{gpu_memory_allocated, watch_gpu_memory};
+    #[pymodule_export]
     use crate::extract::kv_cache::{KvCacheCollector, KvCacheCollectorBeside};
     #[pymodule_export]
     use crate::extract::requests::{hash_request_ids, request_preempted};
+    #[pymodule_export]
+    use crate::extract::sampling::watch_sampling;
     #[pymodule_export]
     use crate::extract::scheduler::SchedulerBooks;
     #[pymodule_export]

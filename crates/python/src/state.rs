@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::experts::Experts;
+use crate::extract::gpu_memory;
 use crate::extract::scheduler::SchedulerBooks;
 use crate::garbage::Collection;
 use profilemate_cuda::{ReaderThread, Timer};
@@ -151,6 +152,12 @@ pub(crate) struct State {
     pub(crate) forward_name: (u32, u32),
     /// Python's garbage collector at work.
     pub(crate) collection: Collection,
+    /// Whether the mix of each batch is recorded, see [`crate::extract::sampling`].
+    pub(crate) samples: bool,
+    /// Sequences that a grammar restricts in the batch that is sampled next.
+    pub(crate) restricted: u32,
+    /// What samples GPU memory.
+    pub(crate) gpu_memory: Option<gpu_memory::Watch>,
     /// Requests that were numbered.
     pub(crate) requests: u64,
     /// Key of the hash that stands for ids of requests; `None` = they stand for themselves.
@@ -180,6 +187,9 @@ static STATE: GilCell = GilCell(UnsafeCell::new(State {
     experts: None,
     forward_name: (0, 0),
     collection: Collection::NONE,
+    samples: false,
+    restricted: 0,
+    gpu_memory: None,
     requests: 0,
     id_key: None,
     debug_interval: 0,

@@ -92,6 +92,8 @@ names! {
     GarbageCollection = "garbage_collection" in EngineCore,
     /// Loading, profiling, compilation, capture.
     WarmUp = "warm_up" in Worker,
+    /// A grammar restricts what may be sampled, before sampling itself.
+    GrammarBitmask = "grammar_bitmask" in Worker,
     /// Proposing tokens (speculative decoding).
     Drafting = "drafting" in Worker,
     /// vLLM waits until the tokens of a step have reached the host (lightweight timing).

@@ -173,6 +173,8 @@ pub const SETTINGS: &[Setting] = &[
         default: "10",
         help: "Seconds between two records of the load of experts",
     },
+    switch("sampling_timing", "PROFILEMATE_ENABLE_SAMPLING_TIMING", "1", "Sampling profiler"),
+    switch("gpu_memory", "PROFILEMATE_ENABLE_GPU_MEMORY", "1", "GPU memory profiler"),
     Setting {
         key: "verbose",
         variable: "PROFILEMATE_VERBOSE",

@@ -10,6 +10,7 @@ from typing import Any
 
 from profilemate import _native
 from profilemate.hooks import HookSpec, Reads
+from profilemate.probes import gpu_memory
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _V2 = "vllm.v1.worker.gpu.model_runner"
@@ -65,7 +66,9 @@ def _before_capture_model(_runner: Any, *_args: Any, **kwargs: Any) -> None:
     _Captures.kept = not kwargs.get("profile_only", False)
 
 
-def _after_capture_model(_result: Any, _runner: Any) -> None:
+def _after_capture_model(taken: Any, _runner: Any) -> None:
+    if _Captures.kept:
+        gpu_memory.note_cuda_graphs(taken)
     _Captures.kept = False
 
 
@@ -132,7 +135,7 @@ def _capture_model(place: str) -> HookSpec:
     return HookSpec(
         name="cuda_graphs.capture_model" if place.startswith(_V1) else "cuda_graphs.capture_model_v2",
         places=(place,),
-        profilers=("cuda_graph_tracking",),
+        profilers=("cuda_graph_tracking", "gpu_memory"),
         kind=_native.WARM_UP,
         lane=_native.WORKER,
         span="warm_up",

@@ -10,9 +10,9 @@ from profilemate.hooks import HookSpec, Reads
 from profilemate.probes.cuda_graphs import after_v1_dummy_run, before_v1_dummy_run
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
-_BOTH = ("forward_pass_timing", "cpu_timing")
-_FORWARD = ("forward_pass_timing", "encoder_decoder_timing")
-_ALL = (*_BOTH, "encoder_decoder_timing")
+#: What takes part in a step's times on the GPU.
+TIMED = ("forward_pass_timing", "encoder_decoder_timing", "sampling_timing")
+_ALL = (*TIMED, "cpu_timing")
 NO_V2 = "vLLM 0.11 has no V2 model runner: nothing is lost"
 
 
@@ -21,7 +21,7 @@ def output_hook(name: str, place: str) -> HookSpec:
     return HookSpec(
         name=name,
         places=(place,),
-        profilers=_FORWARD,
+        profilers=("forward_pass_timing", "encoder_decoder_timing"),
         lane=_native.WORKER_OUTPUT,
         span="output_ready",
         before=_before_get_output,
@@ -46,7 +46,7 @@ def sample_tokens_hooks(name: str, place: str) -> tuple[HookSpec, ...]:
     hook = HookSpec(
         name=name,
         places=(place,),
-        profilers=_FORWARD,
+        profilers=TIMED,
         kind=_native.CALL,
         lane=_native.WORKER,
         marks=_native.MARK_STEP_ENDED,
@@ -78,7 +78,7 @@ HOOKS = (
     HookSpec(
         name="model_runner.execute_model",
         places=(f"{_V1}.execute_model",),
-        profilers=(*_ALL, "moe_expert_tracking"),
+        profilers=(*_ALL, "moe_expert_tracking", "gpu_memory"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP,
         span="model_execution",
@@ -89,10 +89,25 @@ HOOKS = (
     HookSpec(
         name="model_runner.sample",
         places=(f"{_V1}._sample",),
-        profilers=_BOTH,
+        profilers=_ALL,
         lane=_native.WORKER,
         marks=_native.MARK_SAMPLE,
         span="sampling",
+        before=_native.before_sample,
+    ),
+    HookSpec(
+        name="model_runner.grammar_bitmask",
+        # A function of the module; 0.11 has a method.
+        places=(
+            "vllm.v1.worker.gpu_model_runner:apply_grammar_bitmask",
+            f"{_V1}.apply_grammar_bitmask",
+        ),
+        profilers=("sampling_timing",),
+        lane=_native.WORKER,
+        # Sampling begins with it, where there is one.
+        marks=_native.MARK_SAMPLE,
+        span="grammar_bitmask",
+        before=_native.before_grammar_bitmask,
     ),
     HookSpec(
         name="model_runner.bookkeeping",
@@ -104,7 +119,7 @@ HOOKS = (
     HookSpec(
         name="model_runner.propose_drafts",
         places=(f"{_V1}.propose_draft_token_ids",),
-        profilers=("forward_pass_timing",),
+        profilers=TIMED,
         lane=_native.WORKER,
         marks=_native.MARK_DRAFT,
         span="drafting",

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from profilemate import _native
 from profilemate.hooks import HookSpec
-from profilemate.probes.model_runner import NO_V2, output_hook, sample_tokens_hooks
+from profilemate.probes.model_runner import NO_V2, TIMED, output_hook, sample_tokens_hooks
 
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
-_BOTH = ("forward_pass_timing", "cpu_timing")
-_FORWARD = ("forward_pass_timing", "encoder_decoder_timing")
-_ALL = (*_BOTH, "encoder_decoder_timing")
+_ALL = (*TIMED, "cpu_timing")
 
 HOOKS = (
     output_hook("model_runner_v2.async_output", "vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output"),
     HookSpec(
         name="model_runner_v2.execute_model",
         places=(f"{_V2}.execute_model",),
-        profilers=(*_ALL, "moe_expert_tracking"),
+        profilers=(*_ALL, "moe_expert_tracking", "gpu_memory"),
         lane=_native.WORKER,
         marks=_native.MARK_STEP | _native.MARK_FORWARD_ENDED,
         span="model_execution",
@@ -33,7 +31,7 @@ HOOKS = (
     HookSpec(
         name="model_runner_v2.forward_begins",
         places=(f"{_CONNECTOR}:KVConnector.pre_forward", f"{_CONNECTOR}:ActiveKVConnector.pre_forward"),
-        profilers=_FORWARD,
+        profilers=TIMED,
         kind=_native.CALL,
         lane=_native.WORKER,
         marks=_native.MARK_FORWARD_BEGINS,
@@ -45,11 +43,22 @@ HOOKS = (
     HookSpec(
         name="model_runner_v2.sample",
         places=(f"{_V2}.sample",),
-        profilers=_BOTH,
+        profilers=_ALL,
         lane=_native.WORKER,
         # It computes the logits as well, which nothing comes before.
         marks=_native.MARK_SAMPLE_FOLLOWS,
         span="sampling",
+        before=_native.before_sample_v2,
+        optional=True,
+    ),
+    HookSpec(
+        name="model_runner_v2.sampler_add_request",
+        places=("vllm.v1.worker.gpu.sample.sampler:Sampler.add_request",),
+        profilers=("sampling_timing",),
+        kind=_native.CALL,
+        lane=_native.WORKER,
+        before=_native.before_sampler_add_request,
+        # Not there before 0.17.
         optional=True,
         without=NO_V2,
     ),

@@ -79,6 +79,9 @@ def _after_init(_result: None, scheduler: Any) -> None:
     values = settings()
     if values["batch_utilization_tracking"]:
         books.watch_limits(scheduler, max_num_seqs, max_num_tokens, _only_blocks(scheduler))
+    speculates = getattr(vllm_config, "speculative_config", None) is not None and hasattr(scheduler, "log_stats")
+    if values["sampling_timing"] and speculates:
+        books.watch_speculation()
     _hook_overrides(type(scheduler))
     if values["preemption_tracking"]:
         requests.watch(books)

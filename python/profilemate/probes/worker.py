@@ -7,9 +7,9 @@ from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec, Reads
-from profilemate.probes import encoder, moe_experts
+from profilemate.probes import encoder, gpu_memory, moe_experts
 from profilemate.probes.engine_core import data_parallel_rank
-from profilemate.probes.model_runner import FORWARD
+from profilemate.probes.model_runner import FORWARD, TIMED
 from profilemate.session import hook_override
 from profilemate.settings import settings
 
@@ -31,6 +31,7 @@ def _before_init(
 _NEEDS = {
     "forward_pass_timing": ("model_runner.forward", "model_runner_v2.forward_begins"),
     "cpu_timing": ("model_runner.execute_model", "model_runner_v2.execute_model"),
+    "sampling_timing": ("model_runner.sample", "model_runner_v2.sample"),
     "cuda_graph_tracking": ("cuda_graphs.dispatch", "cuda_graphs.dispatch_v2"),
 }
 
@@ -54,7 +55,10 @@ def _after_load_model(_result: Any, worker: Any) -> None:
         modules |= _hook_model(worker.model_runner)
     for profiler, hooks in _NEEDS.items():
         places = [
-            place for hook, at in session.ATTACHED.places.items() if hook.partition(" ")[0] in hooks for place in at
+            place
+            for hook, at in session.ATTACHED.places.items()
+            if hook.partition(" ")[0] in hooks
+            for place in at
         ]
         if any(place.partition(":")[0] in modules for place in places):
             session.note_profiler(profiler, "on")
@@ -62,7 +66,10 @@ def _after_load_model(_result: Any, worker: Any) -> None:
             session.note_profiler(
                 profiler, f"could not attach: nothing to hook in {runner.__module__}.{runner.__qualname__}"
             )
+    if settings()["sampling_timing"]:
+        _native.watch_sampling()
     session.use_device()
+    gpu_memory.watch(worker.model_runner)
     if settings()["encoder_decoder_timing"]:
         encoder.watch(worker)
     # The CPU worker compiles the model when it looks for memory.
@@ -74,7 +81,7 @@ def _after_load_model(_result: Any, worker: Any) -> None:
             HookSpec(
                 name="model_runner_v2.propose_drafts",
                 places=(),
-                profilers=("forward_pass_timing",),
+                profilers=TIMED,
                 lane=_native.WORKER,
                 marks=_native.MARK_DRAFT,
                 span="drafting",
@@ -133,7 +140,11 @@ HOOKS = (
     ),
     _warm_up("load_model", before=encoder.before_load_model, after=_after_load_model),
     _warm_up("determine_available_memory"),
-    _warm_up("initialize_from_config"),
+    _warm_up(
+        "initialize_from_config",
+        before=gpu_memory.before_initialize_from_config,
+        after=gpu_memory.after_initialize_from_config,
+    ),
     _warm_up("compile_or_warm_up_model", before=_before_capture),
     HookSpec(
         name="worker.execute_dummy_batch",

@@ -70,7 +70,7 @@ impl Worker {
             Name::Encoder => Kind::Encoder,
             // The pass itself is marked by what timed it.
             Name::Forward => Kind::Forward,
-            Name::Sampling => Kind::Sampling,
+            Name::Sampling | Name::GrammarBitmask => Kind::Sampling,
             Name::Drafting => Kind::Drafting,
             Name::Bookkeeping => Kind::Bookkeeping,
             _ => return None,

@@ -247,6 +247,8 @@ impl Collector {
             Row::Capture(_)
             | Row::RequestEvent(_)
             | Row::KvEviction(_)
+            | Row::Sampling(_)
+            | Row::GpuMemory(_)
             | Row::Step(_)
             | Row::ExpertInterval(_)
             | Row::Span(_)

@@ -39,6 +39,8 @@ pub struct Report {
     cuda_graphs: sections::cuda_graphs::Gathered,
     moe_experts: sections::moe_experts::Gathered,
     encoder_decoder: sections::encoder_decoder::Gathered,
+    sampling: sections::token_sampling::Gathered,
+    gpu_memory: sections::gpu_memory::Gathered,
 }
 
 impl Default for Report {
@@ -50,6 +52,8 @@ impl Default for Report {
             cuda_graphs: sections::cuda_graphs::Gathered::default(),
             moe_experts: sections::moe_experts::Gathered::new(),
             encoder_decoder: sections::encoder_decoder::Gathered::new(),
+            sampling: sections::token_sampling::Gathered::new(),
+            gpu_memory: sections::gpu_memory::Gathered::new(),
         }
     }
 }
@@ -68,6 +72,8 @@ impl Report {
             Row::KvUsage(usage) => self.kv_cache.see(usage),
             Row::ExpertInterval(interval) => self.moe_experts.see(interval),
             Row::Component(timed) => self.encoder_decoder.see(timed),
+            Row::Sampling(sampled) => self.sampling.see(sampled),
+            Row::GpuMemory(sample) => self.gpu_memory.see(sample),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
             Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
         }
@@ -91,6 +97,8 @@ impl Report {
             self.steps.steps(answers),
             self.cuda_graphs.section(answers),
             self.moe_experts.section(answers),
+            self.gpu_memory.section(answers),
+            self.sampling.section(answers),
             Some(sections::session::cost(session, answers)),
             Some(sections::session::facts(session, answers)),
         ];

@@ -6,10 +6,12 @@ mod cpu_timing;
 mod cuda_graphs;
 mod encoder_decoder;
 mod forward_pass;
+mod gpu_memory;
 mod kv_cache;
 mod moe_experts;
 mod requests;
 mod rows;
+mod sampling;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -183,6 +185,8 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
             .encoder_decoder
             .as_ref()
             .map(|summary| (encoder_decoder::SUMMARY, encoder_decoder::summary(summary))),
+        answers.sampling.as_ref().map(|summary| (sampling::SUMMARY, sampling::summary(summary))),
+        answers.gpu_memory.as_ref().map(|gpus| (gpu_memory::SUMMARY, gpu_memory::summary(gpus))),
         breakdown::document(answers).map(|document| (breakdown::FILE, document)),
         Some((crate::findings::FILE, crate::findings::document(answers))),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),

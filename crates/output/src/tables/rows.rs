@@ -10,9 +10,11 @@ use super::cpu_timing::CpuOperations;
 use super::cuda_graphs::{Captures, GraphUsage, Timeline};
 use super::encoder_decoder::EncoderDecoder;
 use super::forward_pass::ForwardPass;
+use super::gpu_memory::GpuMemory;
 use super::kv_cache::{KvEvictions, KvUsage};
 use super::moe_experts::{Activation, Activations, Coselection, Imbalance, Pair, WeightBin, Weights};
 use super::requests::{Lifecycles, RequestEvents};
+use super::sampling::SamplingTiming;
 use crate::Error;
 use crate::arrow::Columns;
 use crate::cells::{Column, Table};
@@ -47,6 +49,8 @@ pub(super) struct RowTables<S> {
     expert_weights: Option<S>,
     expert_imbalance: Option<S>,
     encoder_decoder: Option<S>,
+    sampling: Option<S>,
+    gpu_memory: Option<S>,
 }
 
 #[inline]
@@ -86,6 +90,8 @@ impl<S: Sink> RowTables<S> {
             expert_weights: table::<Weights, S>(experts && facts.moe_weights, &mut make)?,
             expert_imbalance: table::<Imbalance, S>(experts, &mut make)?,
             encoder_decoder: table::<EncoderDecoder, S>(facts.is_on(Profiler::EncoderDecoderTiming), &mut make)?,
+            sampling: table::<SamplingTiming, S>(facts.is_on(Profiler::SamplingTiming), &mut make)?,
+            gpu_memory: table::<GpuMemory, S>(facts.is_on(Profiler::GpuMemory), &mut make)?,
         })
     }
 
@@ -103,6 +109,8 @@ impl<S: Sink> RowTables<S> {
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
             Row::ExpertInterval(interval) => put::<Imbalance, S>(&mut self.expert_imbalance, interval),
             Row::Component(timed) => put::<EncoderDecoder, S>(&mut self.encoder_decoder, timed),
+            Row::Sampling(sampled) => put::<SamplingTiming, S>(&mut self.sampling, sampled),
+            Row::GpuMemory(sample) => put::<GpuMemory, S>(&mut self.gpu_memory, sample),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
@@ -143,6 +151,8 @@ impl<S: Sink> RowTables<S> {
             self.expert_weights,
             self.expert_imbalance,
             self.encoder_decoder,
+            self.sampling,
+            self.gpu_memory,
         ]
         .into_iter()
         .flatten()

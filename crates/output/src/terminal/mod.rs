@@ -7,12 +7,14 @@ mod encoder_decoder;
 mod findings;
 mod forward;
 mod gpu;
+mod gpu_memory;
 mod header;
 mod kv_cache;
 mod moe_experts;
 pub(crate) mod page;
 mod profiler;
 mod requests;
+mod sampling;
 
 use std::path::Path;
 
@@ -32,11 +34,13 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     breakdown::section(&mut text, answers);
     gpu::section(&mut text, answers);
     forward::section(&mut text, answers);
+    sampling::section(&mut text, answers);
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);
     kv_cache::section(&mut text, answers);
     moe_experts::section(&mut text, answers);
     encoder_decoder::section(&mut text, answers);
+    gpu_memory::section(&mut text, answers);
     findings::section(&mut text, answers);
     profiler::section(&mut text, session, answers);
     if let Some(tables) = tables.filter(|tables| *tables != session.folder) {

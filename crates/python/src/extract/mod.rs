@@ -4,9 +4,11 @@
 //! several microseconds; what happens rarely (a preemption, a graph that was not seen before) is left to Python all the same.
 
 pub(crate) mod front_end;
+pub(crate) mod gpu_memory;
 pub(crate) mod kv_cache;
 mod queues;
 pub(crate) mod requests;
+pub(crate) mod sampling;
 pub(crate) mod scheduler;
 pub(crate) mod worker;
 

@@ -7,7 +7,7 @@ use super::{BOOKS, STEP, count, length, requests};
 use crate::extractor::{Call, Told};
 use crate::failure;
 use crate::state::{self, ENGINE};
-use profilemate_format::record::{Payload, Record, Schedule};
+use profilemate_format::record::{Payload, Record, Schedule, Speculation};
 use profilemate_record::clock;
 use pyo3::exceptions::PyAttributeError;
 use pyo3::intern as name;
@@ -43,6 +43,10 @@ pub(crate) struct SchedulerBooks {
     preempted_step: u64,
     limits: Option<Limits>,
     kv_cache: Option<Watch>,
+    /// Whether drafts and what became of them is recorded.
+    speculates: bool,
+    /// The same of the update under way, where vLLM does not count it.
+    speculated: Option<Speculation>,
 }
 
 /// What keeps a batch from being larger, and what this version's scheduler has to ask. An attribute that is not there costs an
@@ -94,7 +98,14 @@ impl SchedulerBooks {
             preempted_step: 0,
             limits: None,
             kv_cache: None,
+            speculates: false,
+            speculated: None,
         }
+    }
+
+    /// Records drafts and what became of them from here on.
+    fn watch_speculation(&mut self) {
+        self.speculates = true;
     }
 
     /// Records the lives of requests from here on.
@@ -465,8 +476,60 @@ pub(crate) fn before_update_from_output(call: &Call<'_>) -> PyResult<Told> {
         let mut books = books.try_borrow_mut()?;
         books.finished_before = finished(&scheduler, books.counts_frees)?;
         books.updating = step.unwrap_or(0);
+        if books.speculates && !scheduler.getattr(name!(py, "log_stats"))?.is_truthy()? {
+            books.speculated = speculated(&output, &call.argument(2, name!(py, "model_runner_output"))?)?;
+        }
     }
     Ok(Told { step, ..Told::default() })
+}
+
+/// What became of the drafts of a step; `None` = it had none. vLLM counts it too, but only if it keeps statistics.
+///
+/// `Scheduler.update_from_output` (0.11 to 0.33): of the tokens of a sequence all but one were drafted. A sequence that was
+/// aborted meanwhile counts here, and not in vLLM's statistics.
+fn speculated(scheduler_output: &Bound<'_, PyAny>, output: &Bound<'_, PyAny>) -> PyResult<Option<Speculation>> {
+    let py = output.py();
+    let drafted = scheduler_output.getattr(name!(py, "scheduled_spec_decode_tokens"))?.cast_into::<PyDict>()?;
+    if drafted.is_empty() {
+        return Ok(None);
+    }
+    let mut found = Speculation::default();
+    for (_, tokens) in drafted.iter() {
+        let tokens = length(&tokens)?;
+        found.draft_tokens = found.draft_tokens.saturating_add(tokens);
+        found.drafts += u32::from(tokens > 0);
+    }
+    // Drafts that a grammar does not allow are no drafts.
+    if let Some(invalid) = scheduler_output.getattr_opt(name!(py, "num_invalid_spec_tokens"))?
+        && !invalid.is_none()
+    {
+        for tokens in invalid.call_method0(name!(py, "values"))?.try_iter()? {
+            found.draft_tokens = found.draft_tokens.saturating_sub(count(&tokens?)?);
+        }
+    }
+    for tokens in output.getattr(name!(py, "sampled_token_ids"))?.try_iter()? {
+        found.accepted_tokens = found.accepted_tokens.saturating_add(length(&tokens?)?.saturating_sub(1));
+    }
+    Ok(Some(found))
+}
+
+/// The same by vLLM's own statistics (`SpecDecodingStats`), in what `update_from_output` gives to its first client.
+fn speculated_by_vllm(outputs: &Bound<'_, PyDict>) -> PyResult<Option<Speculation>> {
+    let py = outputs.py();
+    for (_, of) in outputs.iter() {
+        let Some(stats) = of.getattr_opt(name!(py, "scheduler_stats"))?.filter(|found| !found.is_none()) else {
+            continue;
+        };
+        let found = stats.getattr_opt(name!(py, "spec_decoding_stats"))?;
+        if let Some(found) = found.filter(|found| !found.is_none()) {
+            return Ok(Some(Speculation {
+                draft_tokens: count(&found.getattr(name!(py, "num_draft_tokens"))?)?,
+                accepted_tokens: count(&found.getattr(name!(py, "num_accepted_tokens"))?)?,
+                drafts: count(&found.getattr(name!(py, "num_drafts"))?)?,
+            }));
+        }
+    }
+    Ok(None)
 }
 
 /// After `Scheduler.update_from_output`: the first tokens in it, and the counts of what goes to the clients.
@@ -475,12 +538,22 @@ pub(crate) fn after_update_from_output(call: &Call<'_>) -> PyResult<Told> {
     let (result, scheduler) = (call.argument(0, name!(py, "result"))?, call.argument(1, name!(py, "self"))?);
     let Ok(outputs) = result.cast::<PyDict>() else { return Ok(Told::default()) };
     let Some(books) = books_of(&scheduler)? else { return Ok(Told::default()) };
-    let (before, counts_frees, count_each, awaiting, step) = {
+    let (before, counts_frees, count_each, awaiting, step, speculates, counted) = {
         let mut books = books.try_borrow_mut()?;
         let step = std::mem::take(&mut books.updating);
         let awaiting = (!books.awaiting.bind(py).is_empty()).then(|| books.awaiting.clone_ref(py));
-        (books.finished_before, books.counts_frees, books.count_each, awaiting, step)
+        let counted = books.speculated.take();
+        (books.finished_before, books.counts_frees, books.count_each, awaiting, step, books.speculates, counted)
     };
+    if speculates
+        && let Some(found) = counted.map_or_else(|| speculated_by_vllm(outputs), |found| Ok(Some(found)))?
+    {
+        let payload = Payload::Speculation(found);
+        state::with(py, |state| {
+            let label = state.label;
+            state.write(&Record { ticks: clock::ticks(), step, label, flags: 0, name: 0, payload });
+        });
+    }
     if let Some(awaiting) = awaiting {
         requests::first_tokens(awaiting.bind(py), step)?;
     }

@@ -1,6 +1,6 @@
 //! The workers: which step a batch is of, and what it is dispatched as.
 
-use super::STEP;
+use super::{STEP, gpu_memory};
 use crate::extractor::{Call, Told, integer};
 use crate::state::{self, WORKER};
 use profilemate_format::record::Label;
@@ -10,6 +10,12 @@ use pyo3::types::{PyInt, PyString, PyTuple};
 
 /// Before a runner's `execute_model(scheduler_output, …)`: the step and its size, tokens below and sequences above.
 pub(crate) fn before_execute_model(call: &Call<'_>) -> PyResult<Told> {
+    let told = batch_of(call)?;
+    gpu_memory::step_begins(call.py(), told.step.unwrap_or(0));
+    Ok(told)
+}
+
+fn batch_of(call: &Call<'_>) -> PyResult<Told> {
     let py = call.py();
     let output = call.argument(1, name!(py, "scheduler_output"))?;
     // Where the scheduler is in this process, it has said what this is. A batch that is no work may be made by anybody, at

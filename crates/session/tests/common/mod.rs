@@ -455,7 +455,8 @@ pub(crate) const SESSIONS: [(&str, WriteSession); 5] = [
 ];
 
 /// Golden sessions that are of real vLLM runs, made by `scripts/record_golden_sessions.sh`.
-pub(crate) const RECORDED: [&str; 4] = ["real_decode", "real_prefill", "real_preempting", "real_vision"];
+pub(crate) const RECORDED: [&str; 5] =
+    ["real_decode", "real_prefill", "real_preempting", "real_vision", "real_sampling"];
 
 /// The folder with the golden sessions of the first format version.
 pub(crate) fn golden() -> PathBuf {

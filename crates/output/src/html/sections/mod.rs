@@ -4,12 +4,14 @@ pub(super) mod breakdown;
 pub(super) mod cuda_graphs;
 pub(super) mod encoder_decoder;
 pub(super) mod findings;
+pub(super) mod gpu_memory;
 pub(super) mod kv_cache;
 pub(super) mod moe_experts;
 pub(super) mod overview;
 pub(super) mod requests;
 pub(super) mod session;
 pub(super) mod steps;
+pub(super) mod token_sampling;
 
 use profilemate_analysis::statistics::{Distribution, Statistics};
 
