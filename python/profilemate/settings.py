@@ -29,6 +29,9 @@ LEGACY_NAMES: dict[str, str] = {
 #: The profilers, by the names of their switches.
 PROFILERS = tuple(key for name, key in LEGACY_NAMES.items() if name.startswith("ENABLE_"))
 
+#: The profiler of what happens inside of forward passes: on unless `layers` is "off".
+LAYER_TIMING = "layer_timing"
+
 
 @lru_cache(maxsize=1)
 def settings() -> dict[str, Any]:
@@ -36,6 +39,7 @@ def settings() -> dict[str, Any]:
     values, problems = _native.settings()
     for problem in problems:
         sys.stderr.write(f"profilemate: {problem}\n")
+    values[LAYER_TIMING] = values["layers"] != "off"
     return values
 
 

@@ -21,11 +21,13 @@ pub enum Profiler {
     PreemptionTracking,
     /// Encoders against the language model.
     EncoderDecoderTiming,
+    /// Parts of forward passes.
+    LayerTiming,
 }
 
 impl Profiler {
     /// Every profiler, in the order of `metadata.json`.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::CudaGraphTracking,
         Self::KvCacheTracking,
         Self::MoeExpertTracking,
@@ -34,6 +36,7 @@ impl Profiler {
         Self::BatchUtilizationTracking,
         Self::PreemptionTracking,
         Self::EncoderDecoderTiming,
+        Self::LayerTiming,
     ];
 
     /// Its name.
@@ -47,6 +50,7 @@ impl Profiler {
             Self::BatchUtilizationTracking => "batch_utilization_tracking",
             Self::PreemptionTracking => "preemption_tracking",
             Self::EncoderDecoderTiming => "encoder_decoder_timing",
+            Self::LayerTiming => "layer_timing",
         }
     }
 }

@@ -5,7 +5,7 @@
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
 //! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`],
-//! [`moe_experts`], [`encoder_decoder`]. A new one adds its
+//! [`moe_experts`], [`encoder_decoder`], [`layers`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -26,6 +26,7 @@ pub mod gpu_clock;
 mod iterations;
 pub mod kv_cache;
 pub mod latency;
+pub mod layers;
 pub mod moe_experts;
 pub mod overhead;
 mod overview;
@@ -67,6 +68,10 @@ pub enum Row<'a> {
     ExpertInterval(moe_experts::Interval<'a>),
     /// Of the table of encoders and decoder.
     Component(encoder_decoder::Timed<'a>),
+    /// Of the table of parts of forward passes.
+    Layer(layers::Interval<'a>),
+    /// Of the table of collectives.
+    Collective(layers::Collective<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
     /// A span as it was recorded, of any label. In no table: it is for who draws.
@@ -104,6 +109,8 @@ pub struct Answers {
     pub moe_experts: Option<moe_experts::Summary>,
     /// Encoders against the language model; `None` when the profiler was not on.
     pub encoder_decoder: Option<encoder_decoder::Summary>,
+    /// The parts of forward passes; `None` when the profiler was not on.
+    pub layers: Option<layers::Summary>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
@@ -132,6 +139,7 @@ pub(crate) struct Context<'a> {
 ///
 /// # Errors
 /// When a segment cannot be read, or `row` fails: the first error ends the analysis.
+#[expect(clippy::too_many_lines, reason = "one line or two for each profiler, and nothing else")]
 pub fn analyze<E: From<Error>>(
     session: &Session,
     mut row: impl FnMut(Row<'_>) -> Result<(), E>,
@@ -152,6 +160,7 @@ pub fn analyze<E: From<Error>>(
     let mut moe_experts = facts.is_on(Profiler::MoeExpertTracking).then(moe_experts::Collector::default);
     let mut encoder_decoder =
         facts.is_on(Profiler::EncoderDecoderTiming).then(|| encoder_decoder::Collector::new(session));
+    let mut layers = facts.is_on(Profiler::LayerTiming).then(|| layers::Collector::new(session));
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut garbage = garbage::Collector::new(session);
@@ -170,6 +179,11 @@ pub fn analyze<E: From<Error>>(
             {
                 row(Row::Capture(found))?;
             }
+            continue;
+        }
+        if let Some(layers) = &mut layers
+            && layers.see(&context, &event, &mut row)?
+        {
             continue;
         }
         counters.see(&event);
@@ -231,6 +245,7 @@ pub fn analyze<E: From<Error>>(
         }
     }
     let requests = requests.map(|requests| requests.finish(&context, &mut row)).transpose()?;
+    let layers = layers.map(|layers| layers.finish(&context, &mut row)).transpose()?;
     let kv_cache = kv_cache.map(|kv_cache| kv_cache.finish(session));
     let (processes, duration_ns) = processes.finish(session);
     while let Some(left) = overview.next_left(session) {
@@ -256,6 +271,7 @@ pub fn analyze<E: From<Error>>(
         kv_cache,
         moe_experts: moe_experts.map(|experts| experts.finish(session)),
         encoder_decoder: encoder_decoder.map(encoder_decoder::Collector::finish),
+        layers,
         garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),

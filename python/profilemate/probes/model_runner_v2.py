@@ -15,13 +15,15 @@ _CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
 _BOTH = ("forward_pass_timing", "cpu_timing")
 _FORWARD = ("forward_pass_timing", "encoder_decoder_timing")
 _ALL = (*_BOTH, "encoder_decoder_timing")
+#: Those that must know which step a worker is at.
+_STEP = (*_ALL, "moe_expert_tracking", "layer_timing")
 
 HOOKS = (
     output_hook("model_runner_v2.async_output", "vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output"),
     HookSpec(
         name="model_runner_v2.execute_model",
         places=(f"{_V2}.execute_model",),
-        profilers=(*_ALL, "moe_expert_tracking"),
+        profilers=_STEP,
         lane=_native.WORKER,
         marks=_native.MARK_STEP | _native.MARK_FORWARD_ENDED,
         span="model_execution",

@@ -69,7 +69,13 @@ impl Report {
             Row::ExpertInterval(interval) => self.moe_experts.see(interval),
             Row::Component(timed) => self.encoder_decoder.see(timed),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
-            Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
+            Row::KvEviction(_)
+            | Row::Layer(_)
+            | Row::Collective(_)
+            | Row::Replay(_)
+            | Row::Step(_)
+            | Row::Span(_)
+            | Row::FirstToken(_) => {}
         }
     }
 

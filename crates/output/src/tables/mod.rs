@@ -7,6 +7,7 @@ mod cuda_graphs;
 mod encoder_decoder;
 mod forward_pass;
 mod kv_cache;
+mod layers;
 mod moe_experts;
 mod requests;
 mod rows;
@@ -183,6 +184,8 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
             .encoder_decoder
             .as_ref()
             .map(|summary| (encoder_decoder::SUMMARY, encoder_decoder::summary(summary))),
+        answers.layers.as_ref().map(|summary| (layers::LAYERS, layers::layers(summary))),
+        answers.layers.as_ref().map(|summary| (layers::COLLECTIVES, layers::collectives(summary))),
         breakdown::document(answers).map(|document| (breakdown::FILE, document)),
         Some((crate::findings::FILE, crate::findings::document(answers))),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),

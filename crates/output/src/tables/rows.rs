@@ -11,6 +11,7 @@ use super::cuda_graphs::{Captures, GraphUsage, Timeline};
 use super::encoder_decoder::EncoderDecoder;
 use super::forward_pass::ForwardPass;
 use super::kv_cache::{KvEvictions, KvUsage};
+use super::layers::{CollectiveTiming, LayerTiming};
 use super::moe_experts::{Activation, Activations, Coselection, Imbalance, Pair, WeightBin, Weights};
 use super::requests::{Lifecycles, RequestEvents};
 use crate::Error;
@@ -47,6 +48,8 @@ pub(super) struct RowTables<S> {
     expert_weights: Option<S>,
     expert_imbalance: Option<S>,
     encoder_decoder: Option<S>,
+    layers: Option<S>,
+    collectives: Option<S>,
 }
 
 #[inline]
@@ -86,6 +89,8 @@ impl<S: Sink> RowTables<S> {
             expert_weights: table::<Weights, S>(experts && facts.moe_weights, &mut make)?,
             expert_imbalance: table::<Imbalance, S>(experts, &mut make)?,
             encoder_decoder: table::<EncoderDecoder, S>(facts.is_on(Profiler::EncoderDecoderTiming), &mut make)?,
+            layers: table::<LayerTiming, S>(facts.is_on(Profiler::LayerTiming), &mut make)?,
+            collectives: table::<CollectiveTiming, S>(facts.is_on(Profiler::LayerTiming), &mut make)?,
         })
     }
 
@@ -103,6 +108,8 @@ impl<S: Sink> RowTables<S> {
             Row::KvEviction(eviction) => put::<KvEvictions, S>(&mut self.kv_evictions, eviction),
             Row::ExpertInterval(interval) => put::<Imbalance, S>(&mut self.expert_imbalance, interval),
             Row::Component(timed) => put::<EncoderDecoder, S>(&mut self.encoder_decoder, timed),
+            Row::Layer(interval) => put::<LayerTiming, S>(&mut self.layers, interval),
+            Row::Collective(collective) => put::<CollectiveTiming, S>(&mut self.collectives, collective),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
@@ -143,6 +150,8 @@ impl<S: Sink> RowTables<S> {
             self.expert_weights,
             self.expert_imbalance,
             self.encoder_decoder,
+            self.layers,
+            self.collectives,
         ]
         .into_iter()
         .flatten()
