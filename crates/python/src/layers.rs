@@ -59,6 +59,7 @@ pub(crate) struct Layers {
     /// Collectives since the first section began, and of the newest whole forward pass.
     counted: [u32; COLLECTIVES],
     per_forward: [u32; COLLECTIVES],
+    has_counted: bool,
     is_noted: bool,
     /// Where the newest step was launched.
     stream: Stream,
@@ -109,6 +110,7 @@ pub(crate) fn bind_layers(
             calls: [0; COLLECTIVES],
             counted: [0; COLLECTIVES],
             per_forward: [0; COLLECTIVES],
+            has_counted: false,
             is_noted: false,
             stream,
             noted_skipped: 0,
@@ -237,7 +239,11 @@ pub(crate) fn entered(py: Python<'_>, stamp: u32, section: u32) -> u32 {
         if section != 0 {
             layers.section = None;
             if section == 1 {
-                layers.per_forward = std::mem::take(&mut layers.counted);
+                let counted = std::mem::take(&mut layers.counted);
+                // What came before the first one was no whole forward pass.
+                if std::mem::replace(&mut layers.has_counted, true) {
+                    layers.per_forward = counted;
+                }
             }
         }
         let pair = layers.pair(stamp)?;
