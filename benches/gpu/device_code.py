@@ -4,9 +4,9 @@
     python benches/gpu/device_code.py --session FOLDER [--json FILE]
 
 A made-up model (matrix products and softmax, 32 layers) is captured into CUDA graphs with and without stamps. Reported
-are: host and GPU time of the step word (a kernel, and the driver's stream memory operations for comparison) and of stamps
-in a graph, how stamps compare with torch.profiler's kernel times in the same replays, and that graphs are captured while
-the thread that watches the clocks is at work. FOLDER gets the raw log, for `profilemate export`.
+are host and GPU time of the step word (a kernel, and the driver's stream memory operations for comparison), of stamps
+in a graph, how long torch.profiler says that the kernels between two stamps took, and that graphs are captured beside
+the thread that watches the clocks. FOLDER gets the raw log, with what the stamps say of the same steps.
 """
 
 from __future__ import annotations

@@ -55,12 +55,13 @@ pub(crate) fn load_device_code(
     }
 }
 
-/// Something that was bound asks which step runs: steps are told from here on.
+/// Something that was bound asks which step runs: steps are told from here on. With `false`, for measurements, no more.
 #[pyfunction]
-pub(crate) fn use_step_word(py: Python<'_>) {
+#[pyo3(signature = (on = true))]
+pub(crate) fn use_step_word(py: Python<'_>, on: bool) {
     state::with(py, |state| {
         if let Some(device) = &mut state.device {
-            device.in_use = true;
+            device.in_use = on;
         }
     });
 }

@@ -227,8 +227,8 @@ impl Stamps {
             for pair in 0..self.slots / 2 {
                 let stamp = |slot: u32| words[slot as usize].load(std::sync::atomic::Ordering::Relaxed);
                 let (begin, end) = (stamp(pair * 2), stamp(pair * 2 + 1));
-                // What is not newer than the row before is of a lap before, or was never written.
-                if begin <= self.newest_ns || end < begin || end - begin > LONGEST_NS {
+                // What is older than the row before is of a lap before; 0 was never written.
+                if begin == 0 || begin < self.newest_ns || end < begin || end - begin > LONGEST_NS {
                     continue;
                 }
                 newest = newest.max(end);
