@@ -231,6 +231,7 @@ fn stamps_in_a_graph_say_for_each_step_how_long_its_parts_took() {
 fn a_gpu_that_hangs_costs_rows_and_nothing_is_written_over() {
     let (_guard, fake, driver) = fake();
     let mut model = Model::new(driver, 1);
+    fake.gpu_clock(5_000_000_000, 1_000_000_000);
     let mut stamped = 0;
     for step in 1..=5000_u64 {
         // The host runs ahead: no copy is ever done.
