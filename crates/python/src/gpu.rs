@@ -89,7 +89,7 @@ pub(crate) fn entered(py: Python<'_>, bits: u8) {
     if bits & STEP != 0 {
         let ticks = clock::ticks();
         state::with(py, |state| begin_step(state, ticks));
-        device::begin_step(py);
+        device::begin_step(py, ticks);
         experts::begin_step(py, ticks);
     }
     mark(py, bits, &ON_ENTRY);
