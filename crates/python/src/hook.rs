@@ -124,6 +124,8 @@ struct Hook {
     context_id: u32,
     epoch: u32,
     failures: u32,
+    /// The span's name as a Python string, for [`nvtx`]; null = no range.
+    range_name: *mut PyObject,
     /// Calls that went through the probe, and what the probe itself took of them, in ticks.
     calls: u64,
     own_ticks: u64,
@@ -137,8 +139,6 @@ struct Hook {
     /// Name of the span, and of its context (empty = none).
     span_name: *mut String,
     context: *mut String,
-    /// The span's name as a Python string, for [`nvtx`]; null = no range.
-    range_name: *mut PyObject,
 }
 
 pub(crate) fn call_function() -> Option<VectorcallFunction> {
@@ -333,7 +333,8 @@ unsafe extern "C" fn call(
             return call_target((*hook).target, arguments, count, keywords);
         }
         let has_extractor = !(*hook).before.is_null() || (*hook).fault != Fault::None;
-        if (*hook).kind == ACCUMULATE && !has_extractor && (*hook).after.is_null() {
+        let is_bare = !has_extractor && (*hook).after.is_null() && (*hook).range_name.is_null();
+        if (*hook).kind == ACCUMULATE && is_bare {
             return accumulate(py, hook, call_target, [arguments, keywords.cast_const().cast()], count, group);
         }
         let entered = clock::ticks();
