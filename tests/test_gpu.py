@@ -243,10 +243,12 @@ def test_each_step_has_its_times_by_the_gpus_clock(tmp_path: Path, fake: Path, r
     assert 5 <= events <= 60
     found = rows(session, "forward_pass_timing.csv")
     assert [row["step"] for row in found] == [str(step) for step in range(1, 7)]
+    # V2's sampling has no event of its own for its end: what is launched behind it to the end of the step is in it.
+    sampling = 0.25 if runner == V1_RUNNER else 0.375
     assert {row["timing"] for row in found} == {"events"}
     for row in found:
         assert float(row["forward_time_ms"]) == pytest.approx(3.0, abs=1e-3)
-        assert float(row["sample_time_ms"]) == pytest.approx(0.25, abs=1e-3)
+        assert float(row["sample_time_ms"]) == pytest.approx(sampling, abs=1e-3)
     # 12 ms pass between two steps, of which the step itself takes 3.875 before the bubble begins.
     busy, idle = (3.875, 8.125) if runner == V1_RUNNER else (3.375, 8.625)
     for row in found:
@@ -299,7 +301,7 @@ print([fake.fake_host_calls(name.encode()) for name in names], torch._C.asked)
 """
 
 
-@pytest.mark.parametrize(("runner", "marks"), [(V1_RUNNER, 7), (V2_RUNNER, 4)], ids=["v1", "v2"])
+@pytest.mark.parametrize(("runner", "marks"), [(V1_RUNNER, 6), (V2_RUNNER, 3)], ids=["v1", "v2"])
 def test_what_a_step_asks_on_vllms_thread(tmp_path: Path, fake: Path, runner: str, marks: int) -> None:
     printed, session = run(tmp_path, fake, runner, steps=30, after=CALLS)
     # Once more for what is loaded before.

@@ -128,6 +128,8 @@ struct Hook {
     /// What is stamped on the GPU around it, and where in the model it is, see [`layers`]; 0 = nothing.
     stamp: u32,
     section: u32,
+    /// The span's name as a Python string, for [`nvtx`]; null = no range.
+    range_name: *mut PyObject,
     /// Calls that went through the probe, and what the probe itself took of them, in ticks.
     calls: u64,
     own_ticks: u64,
@@ -141,8 +143,6 @@ struct Hook {
     /// Name of the span, and of its context (empty = none).
     span_name: *mut String,
     context: *mut String,
-    /// The span's name as a Python string, for [`nvtx`]; null = no range.
-    range_name: *mut PyObject,
 }
 
 pub(crate) fn call_function() -> Option<VectorcallFunction> {
@@ -337,7 +337,8 @@ unsafe extern "C" fn call(
             return call_target((*hook).target, arguments, count, keywords);
         }
         let has_extractor = !(*hook).before.is_null() || (*hook).fault != Fault::None;
-        if (*hook).kind == ACCUMULATE && !has_extractor && (*hook).after.is_null() {
+        let is_bare = !has_extractor && (*hook).after.is_null() && (*hook).range_name.is_null();
+        if (*hook).kind == ACCUMULATE && is_bare {
             return accumulate(py, hook, call_target, [arguments, keywords.cast_const().cast()], count, group);
         }
         let entered = clock::ticks();
