@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod fork;
+mod guard;
 mod keeper;
 pub mod liveness;
 mod mapping;
