@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -337,9 +337,20 @@ fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
+/// Whether [`complain`] has nowhere to write to.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Nothing is said from here on: for a process that began without a standard error, where its descriptor may be anything by now.
+pub fn be_silent() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
 /// One line on stderr, in one write. Never panics, whatever stderr is.
-pub(crate) fn complain(text: &str) {
+pub fn complain(text: &str) {
     use std::io::Write;
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let _ = std::io::stderr().write_all(format!("profilemate: {text}\n").as_bytes());
 }
 
