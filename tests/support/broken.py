@@ -311,6 +311,8 @@ class _Case:
 
     def __init__(self, model: str, hooks: list[Any], folder: Path, case: list[str]) -> None:
         self.case = case
+        #: The session of the one in which nothing is broken stays, where sessions are.
+        self.is_kept = not any(case)
         self.session = folder / f"session_{case[1]}_{abs(hash(case[0]))}"
         self.reading, writing = os.pipe()
         self.pid = os.fork()
@@ -318,7 +320,8 @@ class _Case:
             code = 1
             with contextlib.suppress(BaseException):
                 os.close(self.reading)
-                os.environ["PROFILEMATE_SESSION"] = str(self.session)
+                if not self.is_kept:
+                    os.environ["PROFILEMATE_SESSION"] = str(self.session)
                 told = json.dumps(self._run(model, hooks))
                 with os.fdopen(writing, "w") as pipe:
                     pipe.write(told)
