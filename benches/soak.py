@@ -2,8 +2,9 @@
 
     python benches/soak.py [--steps 8640000] [--max-bytes 67108864]
 
-8.64 million steps are 24 hours at 100 steps a second. Twenty times on the way it prints the memory that is no file's, the
-bytes on disk, descriptors, threads, and what the probes take of a step; at last one line `RESULT {...}`. It ends with 1 if
+8.64 million steps are 24 hours at 100 steps a second. Twenty times on the way it prints the memory that is no file's,
+the bytes on disk, descriptors, threads, and what the probes take of a step; at last one line `RESULT {...}`. It ends
+with 1 if
 
 - memory grows by more than 1 MiB from the first tenth of the run to its end,
 - segments take more than `--max-bytes` and one segment,
