@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from profilemate import _native, session
@@ -98,9 +97,7 @@ def _hook_overrides(scheduler_class: type) -> None:
 
 
 def _progress(step: int, sequences: int, tokens: int, running: int, waiting: int) -> None:
-    sys.stderr.write(
-        f"profilemate: step {step}: {sequences} sequences, {tokens} tokens, {running} running, {waiting} waiting\n"
-    )
+    _native.say(f"step {step}: {sequences} sequences, {tokens} tokens, {running} running, {waiting} waiting")
 
 
 HOOKS = (
