@@ -105,3 +105,24 @@ def test_every_guide_is_in_the_index() -> None:
     index = (folder / "README.md").read_text(encoding="utf-8")
     for document in folder.rglob("*.md"):
         assert document.name == "README.md" or f"({document.relative_to(folder)})" in index, document
+
+
+def test_every_test_and_file_that_a_guarantee_names_is_there() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))
+    ]
+    assert len(rows) > 25
+    for row in rows:
+        named = [name for name in re.findall(r"`([^`]+)`", row) if "/" in name]
+        assert named, f"nothing holds us to: {row}"
+        for name in named:
+            path, _, test = name.partition("::")
+            file = ROOT / path
+            assert file.exists(), name
+            source = file.read_text(encoding="utf-8")
+            # The tests of the corpus are made by a macro, from names.
+            made = path.endswith("fuzz/tests/corpus.rs") and re.search(
+                rf"^replays!\([^)]*\b{test}\b", source, re.MULTILINE
+            )
+            assert not test or made or re.search(rf"\b(fn|def) {test}\(", source), name
