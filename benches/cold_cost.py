@@ -1,13 +1,13 @@
 """What the probes of one engine step cost when the caches belong to somebody else: all hooks of a step in one process.
 
-    python benches/cold_cost.py MODEL_FOLDER [--running 1 64 256 1000] [--runner v2] [--steps 60] [--data-mib 8] [--code-mib 2]
+    python benches/cold_cost.py MODEL_FOLDER [--running 1 64 256 1000] [--runner v2] [--steps 60]
 
 vLLM's real scheduler and output processor, a made-up model runner in the shape of V1 or V2 on the tests' made-up CUDA
 driver (crates/cuda/tests/fake), and a made-up engine around them, as in a process that holds all of an engine. Before
-each hooked function is called, and before it returns, other memory is read and other code is run, so that our code and
-data have left the processor's own caches, as they have between the hooks of a real step. So the times are near those of
-a GPU host, and a gain here is one there. The made-up driver's calls cost next to nothing: of a real driver, each event
-that is recorded takes some 4.6 µs more (benches/results/2026-11-24-h200-host).
+each hooked function is called, and before it returns, other memory is read and other code is run: as much as takes our
+code and data out of the processor's own caches about as far as a real step does. With the amounts that are set, times
+are near those of a GPU host, if nothing else runs. The made-up driver's calls cost next to nothing: of a real driver,
+each event that is recorded takes some 4.6 µs more (benches/results/2026-11-24-h200-host).
 
 Printed are, for each number of running requests, the microseconds per decode step that each hook counts of itself:
 medians over the steps, and the sum of the medians.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import itertools
 import mmap
 import os
 import statistics
@@ -46,9 +45,7 @@ class Elsewhere:
         if lines and os.uname().machine == "x86_64":
             # A jump to the next line of code in each line, and a return in the last.
             jump = b"\xe9" + (LINE - 5).to_bytes(4, "little") + bytes(LINE - 5)
-            self.code = mmap.mmap(
-                -1, lines * LINE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
-            )
+            self.code = mmap.mmap(-1, lines * LINE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
             self.code.write(jump * (lines - 1) + b"\xc3")
             self.run = ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(self.code)))
 
@@ -280,7 +277,9 @@ def main() -> None:
     parser.add_argument("--running", type=int, nargs="*", default=[1, 64, 256, 1000])
     parser.add_argument("--runner", choices=("v1", "v2"), default="v2")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--data-mib", type=float, default=8, help="memory that is read in between; 0 = caches stay warm")
+    parser.add_argument(
+        "--data-mib", type=float, default=8, help="memory that is read in between; 0 = caches stay warm"
+    )
     parser.add_argument("--code-mib", type=float, default=2, help="code that is run in between")
     options = parser.parse_args()
 
@@ -291,8 +290,6 @@ def main() -> None:
     import sitecustomize
 
     sitecustomize._attach()
-    import vllm.v1.core.sched.scheduler
-    import vllm.v1.engine.output_processor  # noqa: F401
 
     from profilemate import _native
 
@@ -311,7 +308,7 @@ def main() -> None:
             # The stream is a number; torch's own function for it is there without a GPU, too, but not of use.
             assert _native.use_cuda(abs, 1, 100)
         with host_cost.no_garbage_collection():
-            measured(made, step.hooks, 20)
+            measured(made, step.hooks, 24)
             found = measured(made, step.hooks, options.steps)
         medians = {name: statistics.median(each) / ticks_per_microsecond for name, each in found.items()}
         results[running] = medians

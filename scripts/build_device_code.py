@@ -134,9 +134,10 @@ def main() -> None:
                 print(f"{target.name}: belongs to its source; not compiled again")
                 continue
         assert nvrtc is not None
-        ptx = compile_ptx(nvrtc, file.name, source)
-        check_sound(target.name, ptx)
-        whole = head_of(digest, version_of(nvrtc)) + ptx
+        whole = head_of(digest, version_of(nvrtc)) + compile_ptx(nvrtc, file.name, source)
+        if not whole.isascii():
+            sys.exit(f"{target.name} is not ASCII, which drivers refuse")
+        check_sound(target.name, whole)
         if not check:
             target.write_text(whole)
         elif whole != target.read_text():

@@ -9,6 +9,7 @@
 # CHECK   truth-v2 truth-v2-piecewise truth-v2-eager truth-v1 truth-v1-eager cost-64 cost-256 cost-64-lightweight two-gpus
 #         moe-exact moe-deepseek moe-cost moe-cost-48
 #         sampling sampling-v1 memory
+#         device-code layers-llama layers-llama-v1 layers-moe layers-cost (stamps inside of forward passes)
 #         session (records one, with its raw logs, into OUT)
 #         encoder-whisper encoder-qwen3vl encoder-qwen3vl-v2 encoder-qwen3vl-graphs (make their models themselves)
 #
@@ -77,6 +78,7 @@ for name in "$@"; do
     cost=(python3 benches/gpu/cost.py "$llama" --label "$name" --json "$results" "${until[@]}")
     experts=(python3 benches/gpu/moe.py)
     of_experts=(--label "$name" --json "$results" --seconds "${LAST_BEGIN:-$((seconds - 60))}")
+    layers=(python3 benches/gpu/layers.py --label "$name" --json "$results")
     case $name in
     truth-v2) check "$name" "${truth[@]}" "$llama" --rounds 5 ;;
     truth-v2-piecewise) check "$name" "${truth[@]}" "$llama" --tokens 128 --prompt 300 ;;
@@ -98,6 +100,11 @@ for name in "$@"; do
         check "$name" "${experts[@]}" cost "$models/qwen3-30b-a3b-48l" "${of_experts[@]}" --pairs "${PAIRS:-12}" \
             --gpu-memory 0.92 --output-length 128
         ;;
+    device-code) check "$name" python3 benches/gpu/device_code.py --session "$out/device-code/session_20260101_000000_000000" --json "$results" ;;
+    layers-llama) check "$name" "${layers[@]}" truth "$llama" ;;
+    layers-llama-v1) check "$name" "${layers[@]}" truth "$llama" --v1 ;;
+    layers-moe) check "$name" "${layers[@]}" truth "$moe" --v1 ;;
+    layers-cost) check "$name" "${layers[@]}" cost "$llama" --rounds "${PAIRS:-16}" "${until[@]}" ;;
     two-gpus) check "$name" python3 benches/gpu/two_gpus.py "$llama" --json "$results" ;;
     encoder-whisper) check "$name" "${encoder[@]}" "$(made whisper-medium)" whisper ;;
     encoder-qwen3vl) check "$name" "${encoder[@]}" "$(made qwen3vl-4b)" qwen3vl ;;

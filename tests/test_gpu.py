@@ -58,6 +58,8 @@ class Worker:
         torch._C.allocated += 5 << 30
     def compile_or_warm_up_model(self):
         self.model_runner.capture_model()
+    def execute_dummy_batch(self):
+        self.model_runner._dummy_run(8)
 """
 MODE = """
 import ctypes, types
@@ -82,13 +84,16 @@ class GPUModelRunner:
         self._dummy_run(8, cudagraph_runtime_mode=FULL, uniform_decode=True)
         return 1 << 28
     def _dummy_run(self, num_tokens, cudagraph_runtime_mode=None, uniform_decode=False):
-        fake.fake_capture(1, 1)
+        captures = cudagraph_runtime_mode is FULL
+        fake.fake_capture(1, captures)
         self._model_forward()
-        fake.fake_capture(1, 0)
+        if captures: fake.fake_capture(1, 0)
     def _determine_batch_execution_and_padding(self, tokens):
         return (FULL, Descriptor(8)) if tokens <= 8 else (NONE, Descriptor(tokens))
-    def _model_forward(self):
+    def launch_model(self):
         launch(3)
+    def _model_forward(self):
+        self.launch_model()
     def execute_model(self, scheduler_output, intermediate_tensors=None):
         self._determine_batch_execution_and_padding(scheduler_output.total_num_scheduled_tokens)
         self._model_forward()
@@ -238,10 +243,12 @@ def test_each_step_has_its_times_by_the_gpus_clock(tmp_path: Path, fake: Path, r
     assert 5 <= events <= 60
     found = rows(session, "forward_pass_timing.csv")
     assert [row["step"] for row in found] == [str(step) for step in range(1, 7)]
+    # V2's sampling has no event of its own for its end: what is launched behind it to the end of the step is in it.
+    sampling = 0.25 if runner == V1_RUNNER else 0.375
     assert {row["timing"] for row in found} == {"events"}
     for row in found:
         assert float(row["forward_time_ms"]) == pytest.approx(3.0, abs=1e-3)
-        assert float(row["sample_time_ms"]) == pytest.approx(0.25, abs=1e-3)
+        assert float(row["sample_time_ms"]) == pytest.approx(sampling, abs=1e-3)
     # 12 ms pass between two steps, of which the step itself takes 3.875 before the bubble begins.
     busy, idle = (3.875, 8.125) if runner == V1_RUNNER else (3.375, 8.625)
     for row in found:
@@ -294,10 +301,11 @@ print([fake.fake_host_calls(name.encode()) for name in names], torch._C.asked)
 """
 
 
-@pytest.mark.parametrize(("runner", "marks"), [(V1_RUNNER, 7), (V2_RUNNER, 4)], ids=["v1", "v2"])
+@pytest.mark.parametrize(("runner", "marks"), [(V1_RUNNER, 6), (V2_RUNNER, 3)], ids=["v1", "v2"])
 def test_what_a_step_asks_on_vllms_thread(tmp_path: Path, fake: Path, runner: str, marks: int) -> None:
     printed, session = run(tmp_path, fake, runner, steps=30, after=CALLS)
-    assert printed.splitlines()[-1] == f"[30, 30, {30 * marks}, 0, 0] 30"
+    # Once more for what is loaded before.
+    assert printed.splitlines()[-1] == f"[31, 31, {30 * marks}, 0, 0] 31"
     assert all(row["forward_time_ms"] for row in rows(session, "forward_pass_timing.csv"))
 
 

@@ -1,4 +1,5 @@
-"""Two GPUs, tensor parallel: both workers are recorded in one session, and how far their steps lie apart.
+"""Two GPUs, tensor parallel: both workers are recorded in one session, how far their steps lie apart, and whether the
+stamps around their collectives agree with the kernels of vLLM's own torch profiler in the same steps.
 
     python two_gpus.py MODEL [--json FILE]
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import json
 import os
 import statistics
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import stamps
 
 SERVE = """
 import sys
@@ -27,10 +30,42 @@ import common
 if __name__ == "__main__":
     from vllm import LLM
     llm = LLM(model={model!r}, load_format="dummy", seed=0, max_num_seqs=64, max_model_len=2048, tensor_parallel_size=2,
-              gpu_memory_utilization=0.85, enable_prefix_caching=False)
+              gpu_memory_utilization=0.85, enable_prefix_caching=False,
+              profiler_config={{"profiler": "torch", "torch_profiler_dir": {traces!r},
+                               "torch_profiler_with_stack": False, "torch_profiler_dump_cuda_time_total": False}})
     for round_number in range(3):
         common.generate(llm, common.prompts(64, 128, round_number), [128] * 64)
+    # The last steps of all, so that their numbers are known.
+    llm.start_profile()
+    common.generate(llm, common.prompts(64, 128, 9), [24] * 64)
+    llm.stop_profile()
 """
+
+
+def kernels_of(trace: Path) -> list[stamps.Kernel]:
+    """The kernels of one rank's trace."""
+    with gzip.open(trace, "rt") as file:
+        events = json.load(file)["traceEvents"]
+    return [stamps.Kernel(e["name"], e["ts"], e["dur"]) for e in events if e.get("cat") == "kernel"]
+
+
+def collectives(session: Path, traces: Path, workers: list[str]) -> dict[str, Any]:
+    """What the session says of collectives, and how its stamps compare with the traces."""
+    said: dict[str, Any] = json.loads((session / "collective_summary.json").read_text())
+    said["forward"] = json.loads((session / "layer_summary.json").read_text()).get("forward")
+    # One file for each rank; its name tells which, and so do the steps: both ranks did the same ones.
+    files = sorted(traces.glob("**/*.json.gz"))
+    said["traces"] = [file.name for file in files]
+    ranked = [
+        file for rank in range(len(workers)) for file in files if f"rank{rank}" in file.name.replace("_", "")
+    ]
+    truth = []
+    for worker, file in zip(workers, ranked or files, strict=False):
+        recorded = stamps.recorded_steps(session, worker)
+        traced = stamps.traced_steps(kernels_of(file))
+        truth.append(stamps.compare(traced, max(recorded), recorded, f"{worker} {file.name}"))
+    said["truth"] = truth
+    return said
 
 
 def main() -> None:
@@ -40,7 +75,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="profilemate-two-"))
     script = folder / "serve.py"
-    script.write_text(SERVE.format(here=str(Path(__file__).parent), model=options.model))
+    script.write_text(
+        SERVE.format(here=str(Path(__file__).parent), model=options.model, traces=str(folder / "traces"))
+    )
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(common.SITE), os.environ.get("PYTHONPATH", "")]),
@@ -79,6 +116,7 @@ def main() -> None:
         result["launched_apart_us"] = [round(q * 1e6, 1) for q in statistics.quantiles(launched, n=4)]
         result["forward_apart_us"] = [round(q * 1e3, 1) for q in statistics.quantiles(forward, n=4)]
         result["forward_ms_median"] = statistics.median(float(first[s]["forward_time_ms"]) for s in both)
+    result["collectives"] = collectives(session, folder / "traces", workers)
     print("RESULT " + json.dumps(result), flush=True)
     if options.json:
         with Path(options.json).open("a") as file:

@@ -14,7 +14,7 @@ from typing import Any
 
 from profilemate import _native
 from profilemate.hooks import Attached, HookSpec
-from profilemate.settings import PROFILERS, settings
+from profilemate.settings import LAYER_TIMING, PROFILERS, settings
 
 #: Folder of the session; children inherit it and join.
 SESSION_VARIABLE = "PROFILEMATE_SESSION"
@@ -178,6 +178,8 @@ def _note_process() -> None:
     from profilemate.probes import HOOKS
 
     values = settings()
+    if not values[LAYER_TIMING]:
+        _native.fact(f"profiler:{LAYER_TIMING}", "off")
     for profiler in PROFILERS:
         _native.fact(f"flag:{profiler}", "1" if values[profiler] else "0")
         if not values[profiler]:

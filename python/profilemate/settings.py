@@ -33,6 +33,9 @@ PROFILERS = (
     "gpu_memory",
 )
 
+#: The profiler of what happens inside of forward passes: on unless `layers` is "off".
+LAYER_TIMING = "layer_timing"
+
 
 @lru_cache(maxsize=1)
 def settings() -> dict[str, Any]:
@@ -40,6 +43,7 @@ def settings() -> dict[str, Any]:
     values, problems = _native.settings()
     for problem in problems:
         sys.stderr.write(f"profilemate: {problem}\n")
+    values[LAYER_TIMING] = values["layers"] != "off"
     return values
 
 

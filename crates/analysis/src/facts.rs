@@ -25,11 +25,13 @@ pub enum Profiler {
     SamplingTiming,
     /// Memory of GPUs.
     GpuMemory,
+    /// Parts of forward passes.
+    LayerTiming,
 }
 
 impl Profiler {
     /// Every profiler, in the order of `metadata.json`.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::CudaGraphTracking,
         Self::KvCacheTracking,
         Self::MoeExpertTracking,
@@ -40,6 +42,7 @@ impl Profiler {
         Self::EncoderDecoderTiming,
         Self::SamplingTiming,
         Self::GpuMemory,
+        Self::LayerTiming,
     ];
 
     /// Its name.
@@ -55,6 +58,7 @@ impl Profiler {
             Self::EncoderDecoderTiming => "encoder_decoder_timing",
             Self::SamplingTiming => "sampling_timing",
             Self::GpuMemory => "gpu_memory",
+            Self::LayerTiming => "layer_timing",
         }
     }
 }

@@ -5,7 +5,7 @@
 //! row to the caller in the order in which things ended, and gathers what the summaries need (durations, not records).
 //!
 //! Every profiler is one file: [`forward`], [`cpu`], [`batch`], [`cuda_graphs`], [`requests`], [`kv_cache`],
-//! [`moe_experts`], [`encoder_decoder`], [`sampling`], [`gpu_memory`]. A new one adds its
+//! [`moe_experts`], [`encoder_decoder`], [`sampling`], [`gpu_memory`], [`layers`]. A new one adds its
 //! file, a variant of [`Row`] and a field of [`Answers`]. What is asked across profilers is one file for each question, too:
 //! [`breakdown`], [`latency`], [`throughput`], [`ranks`], [`cost`].
 
@@ -27,6 +27,7 @@ pub mod gpu_memory;
 mod iterations;
 pub mod kv_cache;
 pub mod latency;
+pub mod layers;
 pub mod moe_experts;
 pub mod overhead;
 mod overview;
@@ -73,6 +74,10 @@ pub enum Row<'a> {
     Sampling(sampling::Sampled<'a>),
     /// Of the table of GPU memory.
     GpuMemory(gpu_memory::Sample<'a>),
+    /// Of the table of parts of forward passes.
+    Layer(layers::Interval<'a>),
+    /// Of the table of collectives.
+    Collective(layers::Collective<'a>),
     /// An engine step, divided into its parts. These come some time after the step's other rows, in order.
     Step(breakdown::Step<'a>),
     /// A span as it was recorded, of any label. In no table: it is for who draws.
@@ -114,6 +119,8 @@ pub struct Answers {
     pub sampling: Option<sampling::Summary>,
     /// Memory of GPUs, by worker; `None` when the profiler was not on.
     pub gpu_memory: Option<Vec<gpu_memory::Gpu>>,
+    /// The parts of forward passes; `None` when the profiler was not on.
+    pub layers: Option<layers::Summary>,
     /// GPU time, by worker that was timed on its GPU.
     pub gpu: Vec<forward::GpuTime>,
     /// Where the time of the run went; `None` when the profiler of CPU operations was not on.
@@ -199,6 +206,7 @@ impl Collectors {
 ///
 /// # Errors
 /// When a segment cannot be read, or `row` fails: the first error ends the analysis.
+#[expect(clippy::too_many_lines, reason = "one line or two for each profiler, and nothing else")]
 pub fn analyze<E: From<Error>>(
     session: &Session,
     mut row: impl FnMut(Row<'_>) -> Result<(), E>,
@@ -215,6 +223,7 @@ pub fn analyze<E: From<Error>>(
     let mut iterations = iterations::Collector::default();
     let mut batch = facts.is_on(Profiler::BatchUtilizationTracking).then(|| batch::Collector::new(session));
     let mut collectors = Collectors::new(session, &facts);
+    let mut layers = facts.is_on(Profiler::LayerTiming).then(|| layers::Collector::new(session));
     let mut counters = counters::Collector::new(&facts);
     let mut overhead = overhead::Collector::new(session);
     let mut garbage = garbage::Collector::new(session);
@@ -233,6 +242,11 @@ pub fn analyze<E: From<Error>>(
             {
                 row(Row::Capture(found))?;
             }
+            continue;
+        }
+        if let Some(layers) = &mut layers
+            && layers.see(&context, &event, &mut row)?
+        {
             continue;
         }
         counters.see(&event);
@@ -275,6 +289,7 @@ pub fn analyze<E: From<Error>>(
     }
     let Collectors { requests, kv_cache, moe_experts, encoder_decoder, sampling, gpu_memory } = collectors;
     let requests = requests.map(|requests| requests.finish(&context, &mut row)).transpose()?;
+    let layers = layers.map(|layers| layers.finish(&context, &mut row)).transpose()?;
     let kv_cache = kv_cache.map(|kv_cache| kv_cache.finish(session));
     let (processes, duration_ns) = processes.finish(session);
     while let Some(left) = overview.next_left(session) {
@@ -302,6 +317,7 @@ pub fn analyze<E: From<Error>>(
         encoder_decoder: encoder_decoder.map(encoder_decoder::Collector::finish),
         sampling: sampling.map(sampling::Collector::finish),
         gpu_memory: gpu_memory.map(|gpu_memory| gpu_memory.finish(session)),
+        layers,
         garbage: garbage.finish(session),
         overhead: overhead.finish(session),
         probe_errors: session.logs.iter().map(|log| log.head.probe_errors).fold(0, u64::saturating_add),

@@ -113,10 +113,8 @@ impl Reader {
             found_ticks,
             forward_ms: self.elapsed(forward_begin, step.event(Mark::ForwardEnd)),
             // Where nothing lies between the two, sampling begins when the forward pass ends.
-            sample_ms: self.elapsed(
-                step.event(Mark::SampleBegin).or(step.event(Mark::ForwardEnd)),
-                step.event(Mark::SampleEnd),
-            ),
+            sample_ms: self
+                .elapsed(step.event(Mark::SampleBegin).or(step.event(Mark::ForwardEnd)), step.sample_end()),
             draft_ms: self.elapsed(step.event(Mark::DraftBegin), step.event(Mark::DraftEnd)),
             idle_before_ms: self.elapsed(before, forward_begin),
             busy_ms: self.elapsed(forward_begin, step.last),

@@ -116,15 +116,31 @@ pub(crate) struct Step {
     pub(crate) events: [Option<Event>; MARKS],
     /// The event that was recorded last.
     pub(crate) last: Option<Event>,
+    /// Sampling has ended, and the next event stands behind it.
+    pub(crate) sample_ends_next: bool,
 }
 
 impl Step {
     pub(crate) fn new(info: StepInfo) -> Self {
-        Self { info, context: 0, events: [None; MARKS], last: None }
+        Self { info, context: 0, events: [None; MARKS], last: None, sample_ends_next: false }
     }
 
     pub(crate) fn event(&self, mark: Mark) -> Option<Event> {
         self.events[mark as usize]
+    }
+
+    /// The event behind sampling: its own, or the one that stands for it.
+    pub(crate) fn sample_end(&self) -> Option<Event> {
+        self.event(Mark::SampleEnd).or_else(|| {
+            let next = self.event(Mark::DraftBegin).or(self.event(Mark::StepEnd));
+            next.filter(|_| self.sample_ends_next)
+        })
+    }
+
+    /// Whether what the step launched last has an event behind it that may stand for the end of the step.
+    pub(crate) fn has_end(&self) -> bool {
+        self.last.is_some()
+            && [Mark::SampleEnd, Mark::DraftEnd].into_iter().any(|mark| self.event(mark) == self.last)
     }
 }
 

@@ -149,8 +149,24 @@ impl Timer {
         }
     }
 
+    /// Sampling has ended, and so little is launched between here and the next mark that its event stands for the end of
+    /// sampling, too: an event costs the host some microseconds, and the GPU one or two.
+    pub fn sample_ends_next(&mut self) {
+        if let Some(step) = &mut self.current {
+            step.sample_ends_next = true;
+        }
+    }
+
     /// Marks a place in the step that runs, on the stream that is launched on. `ticks` is the host's time.
+    ///
+    /// The end of the step has no event of its own where sampling or drafting has just ended with one: what comes in between
+    /// waits for the GPU (V1 without asynchronous scheduling), or is a few copies.
     pub fn mark(&mut self, mark: Mark, stream: Stream, ticks: u64) {
+        if mark == Mark::StepEnd
+            && let Some(step) = self.current.take_if(|step| step.has_end())
+        {
+            return self.hand_over(step);
+        }
         let Some(mut step) = self.current.take() else { return };
         match self.try_mark(&mut step, mark, stream, ticks) {
             // Nothing comes behind it, so the reader may see the GPU pass the step, and not find it long after.

@@ -109,6 +109,56 @@ fn a_step_is_read_when_the_gpu_has_passed_it_and_not_before() {
 }
 
 #[test]
+fn sampling_ends_with_what_is_marked_next() {
+    let (_guard, fake, driver) = fake();
+    let mut worker = Worker::new(fake, driver, 100);
+    // To the end of the step, to the beginning of drafting, and to nothing.
+    for step in 1..=3 {
+        let before = fake.calls(c"record".as_ptr());
+        worker.begin(step);
+        worker.timer.mark(Mark::ForwardBegin, STREAM, 0);
+        fake.launch(STREAM.0, 9 * MILLISECOND);
+        worker.timer.mark(Mark::ForwardEnd, STREAM, 0);
+        fake.launch(STREAM.0, MILLISECOND);
+        worker.timer.sample_ends_next();
+        if step == 2 {
+            worker.timer.mark(Mark::DraftBegin, STREAM, 0);
+            fake.launch(STREAM.0, 2 * MILLISECOND);
+            worker.timer.mark(Mark::DraftEnd, STREAM, 0);
+        }
+        if step < 3 {
+            worker.timer.mark(Mark::StepEnd, STREAM, 0);
+        }
+        // The end of drafting is the end of the step.
+        let events = [3, 4, 2][usize::try_from(step).unwrap() - 1];
+        assert_eq!(fake.calls(c"record".as_ptr()) - before, events);
+        fake.advance(20 * MILLISECOND);
+    }
+    worker.begin(4);
+    let (_, mut read) = worker.close();
+    read.sort_by_key(|times| times.info.step);
+    let expected = [(Some(1.0), None, 10.0), (Some(1.0), Some(2.0), 12.0), (None, None, 9.0)];
+    let is_near = |value: Option<f32>, expected: Option<f32>| {
+        expected.map_or(value.is_none(), |expected| near(value, expected))
+    };
+    assert_eq!(steps_of(&read), [1, 2, 3, 4]);
+    for (times, (sample, draft, busy)) in read.iter().zip(expected) {
+        assert!(is_near(times.sample_ms, sample) && is_near(times.draft_ms, draft), "{times:?}");
+        assert!(near(times.busy_ms, busy), "{times:?}");
+    }
+}
+
+#[test]
+fn a_step_that_has_just_sampled_needs_no_event_for_its_end() {
+    let (_guard, fake, driver) = fake();
+    let mut worker = Worker::new(fake, driver, 100);
+    worker.run(1, 9, 1);
+    // It is with the reader all the same, and not only when the next one begins.
+    assert_eq!((worker.timer.under_way(), fake.calls(c"record".as_ptr())), (1, 4));
+    assert!(!worker.timer.takes_marks());
+}
+
+#[test]
 fn the_bubble_is_the_time_that_the_gpu_waited_for_the_host() {
     let (_guard, fake, driver) = fake();
     let mut worker = Worker::new(fake, driver, 100);
@@ -164,8 +214,8 @@ fn what_a_step_asks_of_the_driver() {
         }
     }
     let count = |name: &std::ffi::CStr| fake.calls(name.as_ptr());
-    // vLLM's thread: each mark records an event, and a step begins with two questions.
-    assert_eq!((count(c"context"), count(c"capturing"), count(c"record")), (200, 200, 5 * 200));
+    // vLLM's thread: each mark but the last records an event, and a step begins with two questions.
+    assert_eq!((count(c"context"), count(c"capturing"), count(c"record")), (200, 200, 4 * 200));
     // The reader's: once for each step, and its five times (there is no drafting, and the first follows on none).
     assert_eq!((count(c"query"), count(c"elapsed")), (100, 4 * 100 - 1));
     worker.reader.look();
@@ -182,7 +232,7 @@ fn a_capturing_stream_is_left_alone() {
     worker.run(2, 2, 1);
     assert_eq!((worker.timer.counters().capturing, worker.timer.counters().failures), (1, 0));
     assert_eq!((worker.read.len(), worker.read[0].info.step, worker.read[0].forward_ms), (1, 1, None));
-    assert_eq!(fake.calls(c"record".as_ptr()), 5);
+    assert_eq!(fake.calls(c"record".as_ptr()), 4);
 }
 
 #[test]
@@ -419,7 +469,7 @@ fn the_end_takes_what_the_gpu_has_passed_and_leaves_the_rest() {
     timer.close(|| thread.stop(PATIENCE), |times| read.push(*times));
     assert_eq!(steps_of(&read), [1, 2]);
     // The events of the third: the GPU is not done with them.
-    assert_eq!(fake.live_events(), 5);
+    assert_eq!(fake.live_events(), 4);
 }
 
 #[test]
@@ -584,6 +634,6 @@ fn what_a_call_asks_of_the_driver() {
     }
     let count = |name: &std::ffi::CStr| fake.calls(name.as_ptr());
     // Two events for a call, and the two questions with which a step begins, too.
-    assert_eq!((count(c"context"), count(c"capturing"), count(c"record")), (100, 100, 7 * 50));
+    assert_eq!((count(c"context"), count(c"capturing"), count(c"record")), (100, 100, 6 * 50));
     assert_eq!(worker.timer.counters().failures, 0);
 }

@@ -13,6 +13,7 @@ mod calls;
 mod experts;
 mod gpu_memory;
 mod kv_cache;
+mod layers;
 mod requests;
 mod sampling;
 
@@ -22,6 +23,7 @@ pub use experts::{
 };
 pub use gpu_memory::{GpuMemory, GpuMemoryMore};
 pub use kv_cache::{KvCache, KvEviction};
+pub use layers::{GpuClock, LayerTime};
 pub use requests::{
     ClientRequest, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
     RequestStopped, RequestText, TEXT_BYTES, request_traits,
@@ -235,6 +237,10 @@ pub enum Payload {
     KvCache(KvCache),
     /// Kind 16.
     KvEviction(KvEviction),
+    /// Kind 17.
+    LayerTime(LayerTime),
+    /// Kind 18.
+    GpuClock(GpuClock),
     /// Kind 19.
     ExpertLoad(ExpertLoad),
     /// Kind 20.
@@ -338,6 +344,8 @@ impl Record {
             Payload::RequestStopped(record) => (14, record.words()),
             Payload::KvCache(record) => (15, record.words()),
             Payload::KvEviction(record) => (16, record.words()),
+            Payload::LayerTime(record) => (17, record.words()),
+            Payload::GpuClock(record) => (18, record.words()),
             Payload::ExpertLoad(record) => (19, record.words()),
             Payload::ExpertCounts(record) => (20, record.words()),
             Payload::GpuCall(record) => (22, record.words()),
@@ -406,6 +414,8 @@ impl Record {
             14 => Payload::RequestStopped(RequestStopped::of([a, b, c, d])),
             15 => Payload::KvCache(KvCache::of([a, b, c, d])),
             16 => Payload::KvEviction(KvEviction::of([a, b, c, d])),
+            17 => Payload::LayerTime(LayerTime::of([a, b, c, d])),
+            18 => Payload::GpuClock(GpuClock::of([a, b, c, d])),
             19 => Payload::ExpertLoad(ExpertLoad::of([a, b, c, d])),
             20 => Payload::ExpertCounts(ExpertCounts::of([a, b, c, d])),
             22 => Payload::GpuCall(GpuCall::of([a, b, c, d])),

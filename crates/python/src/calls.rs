@@ -1,7 +1,7 @@
 //! The functions of `profilemate._native`. Those that probes call per step take plain numbers.
 
 use crate::state::{self, ENGINE, SpanRecord, WORKER};
-use crate::{experts, gpu};
+use crate::{experts, gpu, layers};
 use profilemate_cuda::Driver;
 use profilemate_format::record::{EncoderInput, Label, Limits, Outputs, Payload, Record};
 use profilemate_record::{Options, Writer, clock, session_folder};
@@ -97,8 +97,17 @@ pub(crate) fn is_open(py: Python<'_>) -> bool {
 #[pyfunction]
 pub(crate) fn close(py: Python<'_>) {
     experts::close(py);
-    let (cuda, writer) = state::with(py, |state| (state.cuda.take(), state.writer.take()));
+    let (cuda, device, writer, epoch) =
+        state::with(py, |state| (state.cuda.take(), state.device.take(), state.writer.take(), state.epoch));
     let Some(mut writer) = writer else { return };
+    if let Some(mut device) = device {
+        if writer.is_ours() {
+            layers::close(&mut device, epoch, &mut writer);
+        } else {
+            // As in `open`.
+            std::mem::forget(device);
+        }
+    }
     if let Some(cuda) = cuda {
         if writer.is_ours() {
             gpu::close(cuda, &mut writer);

@@ -1,6 +1,7 @@
 //! Code of ours on the GPU: loading it, and telling it which step runs.
 
 use crate::gpu::ask_for_stream;
+use crate::layers::{self, Layers};
 use crate::state::{self, State, WORKER};
 use profilemate_cuda::device::{DeviceCode, DeviceError, StepWord};
 use profilemate_cuda::{Driver, Failure, Stream};
@@ -15,10 +16,14 @@ const FAILURES_UNTIL_OFF: u64 = 16;
 pub(crate) struct Device {
     pub(crate) code: DeviceCode,
     pub(crate) word: StepWord,
+    /// Stamps around the parts of the model.
+    pub(crate) layers: Option<Layers>,
     /// `torch._C._cuda_getCurrentRawStream`, and its argument.
     stream_function: Py<PyAny>,
-    device: Py<PyAny>,
+    device_number: Py<PyAny>,
     failures: u64,
+    /// Something launched asks which step runs.
+    in_use: bool,
 }
 
 /// Loads our code into the context that is current; before vLLM captures graphs. Returns why it cannot be used, if so.
@@ -26,13 +31,13 @@ pub(crate) struct Device {
 pub(crate) fn load_device_code(
     py: Python<'_>,
     stream_function: Py<PyAny>,
-    device: Py<PyAny>,
+    device_number: Py<PyAny>,
 ) -> PyResult<Option<String>> {
     if state::with(py, |state| state.device.is_some()) {
         return Ok(None);
     }
     let Some(driver) = Driver::loaded() else { return Ok(Some("no CUDA driver is loaded".into())) };
-    let stream = Stream(stream_function.call1(py, (device.clone_ref(py),))?.extract(py)?);
+    let stream = Stream(stream_function.call1(py, (device_number.clone_ref(py),))?.extract(py)?);
     let load = || -> Result<(DeviceCode, StepWord), DeviceError> {
         let code = DeviceCode::load(driver, stream)?;
         let word = StepWord::new(&code, stream)?;
@@ -40,7 +45,8 @@ pub(crate) fn load_device_code(
     };
     match load() {
         Ok((code, word)) => {
-            let device = Device { code, word, stream_function, device, failures: 0 };
+            let device =
+                Device { code, word, layers: None, stream_function, device_number, failures: 0, in_use: false };
             let old = state::with(py, |state| state.device.replace(device));
             drop(old);
             Ok(None)
@@ -49,13 +55,24 @@ pub(crate) fn load_device_code(
     }
 }
 
+/// Something that was bound asks which step runs: steps are told from here on. With `false`, for measurements, no more.
+#[pyfunction]
+#[pyo3(signature = (on = true))]
+pub(crate) fn use_step_word(py: Python<'_>, on: bool) {
+    state::with(py, |state| {
+        if let Some(device) = &mut state.device {
+            device.in_use = on;
+        }
+    });
+}
+
 /// The stream that torch launches on in this thread, if there is device code. Torch is asked each time: some of what is launched
 /// is inside of blocks that change the stream, and while a graph is captured it is another one.
 pub(crate) fn current_stream(py: Python<'_>) -> Option<Stream> {
     let (function, device) = state::with(py, |state| {
         // A forked child is not recording, and must not ask its parent's driver.
         let device = state.device.as_ref().filter(|_| state.is_recording())?;
-        Some((device.stream_function.as_ptr(), device.device.as_ptr()))
+        Some((device.stream_function.as_ptr(), device.device_number.as_ptr()))
     })?;
     let stream = ask_for_stream(py, function, device);
     if stream.is_none() {
@@ -66,8 +83,12 @@ pub(crate) fn current_stream(py: Python<'_>) -> Option<Stream> {
 }
 
 /// A step of real work begins: device code is told, in the order of the stream.
-pub(crate) fn begin_step(py: Python<'_>) {
-    if state::with(py, |state| state.device.is_none() || state.label != Label::Work) {
+pub(crate) fn begin_step(py: Python<'_>, ticks: u64) {
+    let is_asked = |state: &mut State| {
+        let is_in_use = state.device.as_ref().is_some_and(|device| device.in_use || state.experts.is_some());
+        state.label == Label::Work && is_in_use
+    };
+    if !state::with(py, is_asked) {
         return;
     }
     let Some(stream) = current_stream(py) else { return };
@@ -76,11 +97,14 @@ pub(crate) fn begin_step(py: Python<'_>) {
         #[expect(clippy::cast_possible_truncation, reason = "tokens are the lower half of the step's value")]
         let (step, tokens) = (lane.step, lane.value as u32);
         let Some(device) = &mut state.device else { return };
-        let set = match device.code.is_capturing(stream) {
-            Ok(false) => device.word.set(&device.code, stream, step, tokens, 0),
-            Ok(true) => Ok(()),
-            Err(failure) => Err(failure),
-        };
+        let is_capturing = device.code.is_capturing(stream);
+        if note(state, is_capturing) != Some(false) {
+            return;
+        }
+        layers::read(state, stream, ticks);
+        let Some(device) = &mut state.device else { return };
+        let row = device.layers.as_mut().map_or(0, |layers| layers.begin_step(step, ticks, stream));
+        let set = device.word.set(&device.code, stream, step, tokens, row);
         note(state, set);
     });
 }
@@ -93,6 +117,9 @@ pub(crate) fn leave_work(py: Python<'_>) {
     let Some(stream) = current_stream(py) else { return };
     state::with(py, |state| {
         let Some(device) = &mut state.device else { return };
+        if let Some(layers) = &mut device.layers {
+            layers.leave_work();
+        }
         let cleared = match device.code.is_capturing(stream) {
             Ok(false) => device.word.clear(&device.code, stream),
             Ok(true) => Ok(()),

@@ -22,7 +22,7 @@ pub(crate) const FORWARD_BEGINS: u8 = 4;
 pub(crate) const FORWARD_ENDED: u8 = 8;
 /// The function samples.
 pub(crate) const SAMPLE: u8 = 16;
-/// The function samples, and follows on the forward pass at once.
+/// The function samples, follows on the forward pass at once, and little is launched between its end and the next mark.
 pub(crate) const SAMPLE_FOLLOWS: u8 = 128;
 /// The function drafts.
 pub(crate) const DRAFT: u8 = 32;
@@ -35,7 +35,7 @@ const ON_ENTRY: [(u8, Mark); 3] =
 const ON_RETURN: [(u8, Mark); 5] = [
     (FORWARD_BEGINS, Mark::ForwardBegin),
     (FORWARD | FORWARD_ENDED, Mark::ForwardEnd),
-    (SAMPLE | SAMPLE_FOLLOWS, Mark::SampleEnd),
+    (SAMPLE, Mark::SampleEnd),
     (DRAFT, Mark::DraftEnd),
     (STEP_ENDED, Mark::StepEnd),
 ];
@@ -89,7 +89,7 @@ pub(crate) fn entered(py: Python<'_>, bits: u8) {
     if bits & STEP != 0 {
         let ticks = clock::ticks();
         state::with(py, |state| begin_step(state, ticks));
-        device::begin_step(py);
+        device::begin_step(py, ticks);
         experts::begin_step(py, ticks);
     }
     mark(py, bits, &ON_ENTRY);
@@ -98,6 +98,13 @@ pub(crate) fn entered(py: Python<'_>, bits: u8) {
 /// A function with these marks has returned; no exception is set.
 #[inline]
 pub(crate) fn returned(py: Python<'_>, bits: u8) {
+    if bits & SAMPLE_FOLLOWS != 0 {
+        state::with(py, |state| {
+            if let (Some(cuda), Label::Work) = (&mut state.cuda, state.label) {
+                cuda.timer.sample_ends_next();
+            }
+        });
+    }
     mark(py, bits, &ON_RETURN);
     if bits & (FORWARD_BEGINS | FORWARD_ENDED) != 0 {
         let ticks = clock::ticks();

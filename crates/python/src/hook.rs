@@ -11,6 +11,7 @@ use crate::device;
 use crate::extractor::{self, Call, Extractor, Told};
 use crate::failure::{self, Caught, FAILURES_UNTIL_OFF, Fault};
 use crate::gpu;
+use crate::layers;
 use crate::nvtx;
 use crate::state::{self, LANES, SpanRecord};
 use core::ffi::{c_char, c_int, c_uint, c_void};
@@ -124,6 +125,11 @@ struct Hook {
     context_id: u32,
     epoch: u32,
     failures: u32,
+    /// What is stamped on the GPU around it, and where in the model it is, see [`layers`]; 0 = nothing.
+    stamp: u32,
+    section: u32,
+    /// The span's name as a Python string, for [`nvtx`]; null = no range.
+    range_name: *mut PyObject,
     /// Calls that went through the probe, and what the probe itself took of them, in ticks.
     calls: u64,
     own_ticks: u64,
@@ -137,8 +143,6 @@ struct Hook {
     /// Name of the span, and of its context (empty = none).
     span_name: *mut String,
     context: *mut String,
-    /// The span's name as a Python string, for [`nvtx`]; null = no range.
-    range_name: *mut PyObject,
 }
 
 pub(crate) fn call_function() -> Option<VectorcallFunction> {
@@ -333,7 +337,8 @@ unsafe extern "C" fn call(
             return call_target((*hook).target, arguments, count, keywords);
         }
         let has_extractor = !(*hook).before.is_null() || (*hook).fault != Fault::None;
-        if (*hook).kind == ACCUMULATE && !has_extractor && (*hook).after.is_null() {
+        let is_bare = !has_extractor && (*hook).after.is_null() && (*hook).range_name.is_null();
+        if (*hook).kind == ACCUMULATE && is_bare {
             return accumulate(py, hook, call_target, [arguments, keywords.cast_const().cast()], count, group);
         }
         let entered = clock::ticks();
@@ -357,10 +362,16 @@ unsafe extern "C" fn call(
         let range = nvtx::begin((*hook).range_name);
         let is_timed = matches!((*hook).kind, TIMED_SPAN | SAMPLED_SPAN);
         let number = if is_timed && !told.skip { gpu::call_begins(py) } else { None };
-        let has_begun = has_extractor || marks != 0 || range.is_some() || is_timed;
+        let (stamp, section) = ((*hook).stamp, (*hook).section);
+        let is_stamped = stamp | section != 0;
+        let stamped = if is_stamped { layers::entered(py, stamp, section) } else { 0 };
+        let has_begun = has_extractor || marks != 0 || range.is_some() || is_timed || is_stamped;
         let begin = if has_begun { clock::ticks() } else { entered };
         let result = call_target((*hook).target, arguments, count, keywords);
         let end = clock::ticks();
+        if is_stamped && !result.is_null() {
+            layers::returned(py, stamped, section);
+        }
         if let Some(number) = number {
             gpu::call_ended(py, number, result.is_null());
         }
@@ -617,7 +628,7 @@ fn optional(object: Option<Bound<'_, PyAny>>) -> *mut PyObject {
     object.filter(|object| !object.is_none()).map_or(null_mut(), Bound::into_ptr)
 }
 
-/// `Hook(target, name, *, kind, span, context, lane, marks, group, closes_step, needs_step, before, after, accumulator)`.
+/// `Hook(target, name, *, kind, span, context, lane, marks, stamp, section, group, closes_step, needs_step, before, after, accumulator)`.
 unsafe extern "C" fn new(
     kind: *mut ffi::PyTypeObject,
     arguments: *mut PyObject,
@@ -681,6 +692,7 @@ unsafe fn make(
         u8::try_from(number(key)?).map_err(|_| PyValueError::new_err(format!("{key} is out of range")))
     };
     let (hook_kind, lane, group, marks) = (byte("kind")?, byte("lane")?, byte("group")?, byte("marks")?);
+    let (stamp, section) = (number("stamp")?, number("section")?);
     if group >= MAX_GROUPS {
         return Err(PyValueError::new_err("too many groups of hooks"));
     }
@@ -711,6 +723,8 @@ unsafe fn make(
         (*hook).kind = hook_kind;
         (*hook).lane = lane;
         (*hook).marks = marks;
+        (*hook).stamp = stamp;
+        (*hook).section = section;
         (*hook).closes_step = closes_step;
         (*hook).needs_step = needs_step;
         (*hook).group = group;

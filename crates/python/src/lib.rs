@@ -13,6 +13,7 @@ mod failure;
 mod garbage;
 mod gpu;
 mod hook;
+mod layers;
 mod nvtx;
 mod state;
 
@@ -28,7 +29,7 @@ mod _native {
         without_secrets, worker_step, write_span,
     };
     #[pymodule_export]
-    use crate::device::load_device_code;
+    use crate::device::{load_device_code, use_step_word};
     #[pymodule_export]
     use crate::experts::{
         count_expert_weights, count_experts, experts_failed, join_experts, launch_expert_counts, watch_experts,
@@ -50,6 +51,8 @@ mod _native {
     #[pymodule_export]
     use crate::garbage::on_garbage_collection;
     #[pymodule_export]
+    use crate::layers::bind_layers;
+    #[pymodule_export]
     use crate::nvtx::use_nvtx;
     use pyo3::prelude::*;
 
@@ -65,6 +68,15 @@ mod _native {
         for (name, value) in crate::hook::CONSTANTS {
             module.add(*name, *value)?;
         }
+        for (name, value) in [
+            ("STAMP_ALL_REDUCE", crate::layers::ALL_REDUCE),
+            ("STAMP_ALL_GATHER", crate::layers::ALL_GATHER),
+            ("STAMP_REDUCE_SCATTER", crate::layers::REDUCE_SCATTER),
+            ("SECTION_ENDS", crate::layers::SECTION_ENDS),
+        ] {
+            module.add(name, value)?;
+        }
+        module.add("COLLECTIVE_PAIRS", crate::layers::COLLECTIVE_PAIRS)?;
         Ok(())
     }
 }

@@ -124,6 +124,14 @@ pub const SETTINGS: &[Setting] = &[
         help: "Steps in flight on the GPU before their events are looked at more often",
     },
     Setting {
+        key: "layers",
+        variable: "PROFILEMATE_LAYERS",
+        legacy: None,
+        kind: Kind::Choice(&["sample", "all", "off"]),
+        default: "sample",
+        help: "Layers whose parts are timed inside the forward pass: first, middle and last of each kind, all, or none",
+    },
+    Setting {
         key: "hash_request_ids",
         variable: "PROFILEMATE_HASH_REQUEST_IDS",
         legacy: None,

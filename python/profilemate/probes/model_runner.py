@@ -14,6 +14,8 @@ _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 TIMED = ("forward_pass_timing", "encoder_decoder_timing", "sampling_timing")
 _ALL = (*TIMED, "cpu_timing")
 NO_V2 = "vLLM 0.11 has no V2 model runner: nothing is lost"
+#: Those that must know which step a worker is at.
+STEP = (*_ALL, "moe_expert_tracking", "layer_timing", "gpu_memory")
 
 
 def output_hook(name: str, place: str) -> HookSpec:
@@ -78,7 +80,7 @@ HOOKS = (
     HookSpec(
         name="model_runner.execute_model",
         places=(f"{_V1}.execute_model",),
-        profilers=(*_ALL, "moe_expert_tracking", "gpu_memory"),
+        profilers=STEP,
         lane=_native.WORKER,
         marks=_native.MARK_STEP,
         span="model_execution",

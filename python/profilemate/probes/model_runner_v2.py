@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from profilemate import _native
 from profilemate.hooks import HookSpec
-from profilemate.probes.model_runner import NO_V2, TIMED, output_hook, sample_tokens_hooks
+from profilemate.probes.model_runner import NO_V2, STEP, TIMED, output_hook, sample_tokens_hooks
 
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _CONNECTOR = "vllm.v1.worker.gpu.kv_connector"
@@ -19,7 +19,7 @@ HOOKS = (
     HookSpec(
         name="model_runner_v2.execute_model",
         places=(f"{_V2}.execute_model",),
-        profilers=(*_ALL, "moe_expert_tracking", "gpu_memory"),
+        profilers=STEP,
         lane=_native.WORKER,
         marks=_native.MARK_STEP | _native.MARK_FORWARD_ENDED,
         span="model_execution",

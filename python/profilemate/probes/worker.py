@@ -7,11 +7,11 @@ from typing import Any
 
 from profilemate import _native, session
 from profilemate.hooks import HookSpec, Reads
-from profilemate.probes import encoder, gpu_memory, moe_experts
+from profilemate.probes import encoder, gpu_memory, layers, moe_experts
 from profilemate.probes.engine_core import data_parallel_rank
 from profilemate.probes.model_runner import FORWARD, TIMED
 from profilemate.session import hook_override
-from profilemate.settings import settings
+from profilemate.settings import LAYER_TIMING, settings
 
 _GPU = "vllm.v1.worker.gpu_worker:Worker"
 _CPU = "vllm.v1.worker.cpu_worker:CPUWorker"
@@ -93,7 +93,7 @@ def _after_load_model(_result: Any, worker: Any) -> None:
 
 #: What binds itself to the model before graphs are captured, with code of ours on the GPU: profiler → what to call with
 #: the worker. It returns why it cannot, if so.
-_BINDERS: dict[str, Callable[[Any], str | None]] = {}
+_BINDERS: dict[str, Callable[[Any], str | None]] = {LAYER_TIMING: layers.bind}
 
 
 def _before_capture(worker: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -111,6 +111,8 @@ def _before_capture(worker: Any, *_args: Any, **_kwargs: Any) -> None:
                 why = _BINDERS[profiler](worker)
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
+        if why is None:
+            _native.use_step_word()
         session.note_profiler(profiler, "on" if why is None else f"could not attach: {why}")
 
 

@@ -244,7 +244,9 @@ impl Collector {
                     self.share(Share::KvHits, usage.at_ns, f64::from(hits), f64::from(queries));
                 }
             }
-            Row::Capture(_)
+            Row::Layer(_)
+            | Row::Collective(_)
+            | Row::Capture(_)
             | Row::RequestEvent(_)
             | Row::KvEviction(_)
             | Row::Sampling(_)

@@ -9,21 +9,27 @@
 //! - [`StepWord`]: tells kernels which step runs and how many of its rows are real.
 //! - [`ExpertCounters`]: how often routers chose each expert.
 //! - [`ReadBack`]: copies from the GPU beside vLLM's work, and says later that it is done.
+//! - [`Stamps`]: the GPU's clock at places of a step, inside of graphs too.
+//! - [`ClockWatch`]: ties that clock to the host's.
 //!
 //! Nothing here waits for the GPU.
 
 mod calls;
+mod clock;
 mod code;
 mod expert_counts;
 mod memory;
 mod read_back;
+mod stamps;
 mod step_word;
 
 pub use calls::DevicePointer;
 pub(crate) use calls::{DeviceCalls, LaunchShape};
+pub use clock::{ClockSightings, ClockWatch, Sighting};
 pub(crate) use code::Function;
 pub use code::{DeviceCode, DeviceError};
 pub use expert_counts::{Cells, ExpertCounters, MOST_EXPERTS, Weight};
 pub use memory::{DeviceMemory, PinnedMemory};
 pub use read_back::ReadBack;
+pub use stamps::{Interval, Stamps};
 pub use step_word::StepWord;

@@ -304,6 +304,7 @@ int cuModuleLoadData(void **out, const char *ptx) {
     LOCKED;
     int e = unsafe_call(LOAD);
     if (e) return e;
+    for (const char *at = ptx; *at; at++) if (*at & 0x80) return 218; /* nothing but ASCII, in comments either */
     if (!strstr(ptx, ".version") || !strstr(ptx, ".target")) return 218; /* CUDA_ERROR_INVALID_PTX */
     *out = strdup(ptx);
     return 0;

@@ -75,7 +75,13 @@ impl Report {
             Row::Sampling(sampled) => self.sampling.see(sampled),
             Row::GpuMemory(sample) => self.gpu_memory.see(sample),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
-            Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
+            Row::KvEviction(_)
+            | Row::Layer(_)
+            | Row::Collective(_)
+            | Row::Replay(_)
+            | Row::Step(_)
+            | Row::Span(_)
+            | Row::FirstToken(_) => {}
         }
     }
 

@@ -210,6 +210,7 @@ pub(super) fn document(answers: &Answers) -> Option<Value> {
     if let Some(breakdown) = &answers.breakdown {
         times(breakdown, &mut put);
     }
+    put("forward", answers.layers.as_ref().and_then(super::layers::forward));
     let latency = answers.requests.as_ref().and_then(|requests| requests.latency.as_ref());
     put("request_latency", latency.map(request_latency));
     put("iterations", answers.iterations.as_ref().map(super::forward_pass::summary));

@@ -8,6 +8,7 @@ mod encoder_decoder;
 mod forward_pass;
 mod gpu_memory;
 mod kv_cache;
+mod layers;
 mod moe_experts;
 mod requests;
 mod rows;
@@ -187,6 +188,8 @@ fn texts(session: &Session, answers: &Answers) -> impl Iterator<Item = (&'static
             .map(|summary| (encoder_decoder::SUMMARY, encoder_decoder::summary(summary))),
         answers.sampling.as_ref().map(|summary| (sampling::SUMMARY, sampling::summary(summary))),
         answers.gpu_memory.as_ref().map(|gpus| (gpu_memory::SUMMARY, gpu_memory::summary(gpus))),
+        answers.layers.as_ref().map(|summary| (layers::LAYERS, layers::layers(summary))),
+        answers.layers.as_ref().map(|summary| (layers::COLLECTIVES, layers::collectives(summary))),
         breakdown::document(answers).map(|document| (breakdown::FILE, document)),
         Some((crate::findings::FILE, crate::findings::document(answers))),
         Some((crate::metadata::FILE, crate::metadata::metadata(session, answers))),

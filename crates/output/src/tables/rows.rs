@@ -12,6 +12,7 @@ use super::encoder_decoder::EncoderDecoder;
 use super::forward_pass::ForwardPass;
 use super::gpu_memory::GpuMemory;
 use super::kv_cache::{KvEvictions, KvUsage};
+use super::layers::{CollectiveTiming, LayerTiming};
 use super::moe_experts::{Activation, Activations, Coselection, Imbalance, Pair, WeightBin, Weights};
 use super::requests::{Lifecycles, RequestEvents};
 use super::sampling::SamplingTiming;
@@ -51,6 +52,8 @@ pub(super) struct RowTables<S> {
     encoder_decoder: Option<S>,
     sampling: Option<S>,
     gpu_memory: Option<S>,
+    layers: Option<S>,
+    collectives: Option<S>,
 }
 
 #[inline]
@@ -92,6 +95,8 @@ impl<S: Sink> RowTables<S> {
             encoder_decoder: table::<EncoderDecoder, S>(facts.is_on(Profiler::EncoderDecoderTiming), &mut make)?,
             sampling: table::<SamplingTiming, S>(facts.is_on(Profiler::SamplingTiming), &mut make)?,
             gpu_memory: table::<GpuMemory, S>(facts.is_on(Profiler::GpuMemory), &mut make)?,
+            layers: table::<LayerTiming, S>(facts.is_on(Profiler::LayerTiming), &mut make)?,
+            collectives: table::<CollectiveTiming, S>(facts.is_on(Profiler::LayerTiming), &mut make)?,
         })
     }
 
@@ -111,6 +116,8 @@ impl<S: Sink> RowTables<S> {
             Row::Component(timed) => put::<EncoderDecoder, S>(&mut self.encoder_decoder, timed),
             Row::Sampling(sampled) => put::<SamplingTiming, S>(&mut self.sampling, sampled),
             Row::GpuMemory(sample) => put::<GpuMemory, S>(&mut self.gpu_memory, sample),
+            Row::Layer(interval) => put::<LayerTiming, S>(&mut self.layers, interval),
+            Row::Collective(collective) => put::<CollectiveTiming, S>(&mut self.collectives, collective),
             Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => Ok(()),
         }
     }
@@ -153,6 +160,8 @@ impl<S: Sink> RowTables<S> {
             self.encoder_decoder,
             self.sampling,
             self.gpu_memory,
+            self.layers,
+            self.collectives,
         ]
         .into_iter()
         .flatten()
