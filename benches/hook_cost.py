@@ -5,11 +5,13 @@
 Prints one JSON line: nanoseconds per call (best of several repeats, the loop taken off) for a plain method, what a hook
 adds to it (with and without extractors), for one record written from Python, for one reading of the clock, and what
 recording adds to a garbage collection (the two calls that CPython makes for it, and their arguments), beside what any
-native function in `gc.callbacks` adds.
+native function in `gc.callbacks` adds; and what a hook on sampling adds, with the mix of a batch of 256 sequences: of
+the V1 runner, and of the V2 runner where all requests ask for the same and where they do not.
 """
 
 from __future__ import annotations
 
+import array
 import gc
 import json
 import operator
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import timeit
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
@@ -39,6 +42,49 @@ def hooked(**options: Any) -> Any:
         method = _native.Hook(Plain.method, "bench", span="bench", **options)  # type: ignore[assignment]
 
     return Hooked()
+
+
+def sampling_v1() -> Any:
+    """A V1 runner whose batch has 256 requests of several kinds, with a hook on sampling."""
+    hook = hooked(kind=_native.SPAN, before=_native.before_sample)
+    ids = [f"request-{place}" for place in range(256)]
+    batch = SimpleNamespace(
+        req_id_to_index=dict.fromkeys(ids),
+        greedy_reqs=set(ids[:128]),
+        top_k_reqs=set(ids[128:]),
+        top_p_reqs=set(ids[128:]),
+        frequency_penalties_reqs=set(ids[:9]),
+        presence_penalties_reqs=set(),
+        repetition_penalties_reqs=set(),
+        num_logprobs={},
+        logprob_token_ids={},
+        num_prompt_logprobs={},
+        bad_words_token_ids={},
+        has_allowed_token_ids=set(),
+        generators={},
+        logitsprocs=SimpleNamespace(
+            argmax_invariant=[SimpleNamespace(min_p_count=0)],
+            non_argmax_invariant=[SimpleNamespace(biases={}), SimpleNamespace(min_toks={})],
+        ),
+    )
+    hook.input_batch = batch
+    return hook
+
+
+def sampling_v2(kinds: int) -> Any:
+    """A V2 runner whose batch has 256 requests of so many kinds, with a hook on sampling."""
+
+    class Sampler:
+        def add_request(self, req_idx: int, sampling_params: Any) -> None:
+            pass
+
+    add = _native.Hook(Sampler.add_request, "bench", kind=_native.CALL, before=_native.before_sampler_add_request)
+    hook, sampler = hooked(kind=_native.SPAN, before=_native.before_sample_v2), Sampler()
+    for slot in range(256):
+        add(sampler, slot, SimpleNamespace(temperature=1.0, top_k=slot % kinds))
+    hook.sampler = sampler
+    hook.batch = SimpleNamespace(idx_mapping_np=array.array("q", range(256)))
+    return hook
 
 
 def nanoseconds(statement: str, names: dict[str, Any]) -> float:
@@ -65,6 +111,13 @@ def main() -> None:
             kind=_native.SPAN, before=lambda *_: None, after=lambda *_: None
         ),
     }
+    _native.watch_sampling()
+    one, two = sampling_v2(1), sampling_v2(2)
+    sampling = {
+        "v1": nanoseconds("o.method(1, None)", {"o": sampling_v1()}),
+        "v2_one_kind": nanoseconds("o.method(1, b)", {"o": one, "b": one.batch}),
+        "v2_two_kinds": nanoseconds("o.method(1, b)", {"o": two, "b": two.batch}),
+    }
     # `timeit` turns automatic collections off while it measures.
     plain_collection = collection_nanoseconds()
     watched = {}
@@ -79,6 +132,7 @@ def main() -> None:
             f"{name}_adds_ns": round(nanoseconds("o.method(1, 2)", {"o": owner}) - plain, 1)
             for name, owner in cases.items()
         },
+        **{f"hook_sampling_{name}_adds_ns": round(took - plain, 1) for name, took in sampling.items()},
         "record_from_python_ns": round(nanoseconds("f('bench', 1, 2, 3, 4, 5)", {"f": _native.write_span}), 1),
         "garbage_collection_ns": round(plain_collection, 1),
         **{f"garbage_collection_{name}_adds_ns": round(adds, 1) for name, adds in watched.items()},
