@@ -42,4 +42,5 @@ READS: tuple[Reads, ...] = (
     *worker.READS,
     *model_runner.READS,
     *cuda_graphs.READS,
+    *encoder.READS,
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from profilemate import _native, session
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.session import hook_override
 
 _PROFILERS = ("encoder_decoder_timing",)
@@ -375,8 +375,8 @@ HOOKS = (
         kind=_native.CALL,
         lane=_native.WORKER,
         before=_before_mark_tower,
-        # Not there before 0.17.
         optional=True,
+        without="the names of a model's modules say what its encoders are for",
     ),
     HookSpec(
         name="encoder.cuda_graphs",
@@ -388,10 +388,35 @@ HOOKS = (
         group="encoder",
         before=_before_encoder,
         after=_after_encoder_graphs,
-        # Not there before 0.20.
         optional=True,
+        without="encoders run without CUDA graphs there: nothing is lost",
     ),
     _manager_hook("check_and_update_cache", _before_check, _after_check),
     _manager_hook("can_allocate", _before_can_allocate, _after_can_allocate),
     _manager_hook("allocate", _before_allocate, _after_allocate),
+)
+
+_CACHE_HOOKS = tuple(
+    f"encoder_cache.{method}" for method in ("check_and_update_cache", "can_allocate", "allocate")
+)
+_REQUEST = "vllm.v1.request:Request"
+
+READS = (
+    Reads(
+        owners=(f"{_MANAGER}:EncoderCacheManager",),
+        names=("cache_size", "num_free_slots", "num_freeable_slots", "freed", "cached"),
+        hooks=_CACHE_HOOKS,
+    ),
+    Reads(owners=(_REQUEST,), names=("mm_features",), hooks=_CACHE_HOOKS),
+    Reads(
+        owners=(_REQUEST,),
+        names=("get_num_encoder_embeds", "get_num_encoder_tokens"),
+        hooks=_CACHE_HOOKS,
+        one_of=True,
+    ),
+    Reads(
+        owners=("vllm.v1.worker.encoder_cudagraph:EncoderCudaGraphManager",),
+        names=("graph_hits", "graph_misses"),
+        hooks=("encoder.cuda_graphs",),
+    ),
 )
