@@ -302,7 +302,8 @@ def test_files_that_somebody_empties_cost_records(vllm: Path, output: Path, hand
         assert len(done.stderr.splitlines()) == 1
     found = metadata(output)
     assert found["records_lost"] > 100
-    assert found["records_written"] > found["records_lost"]
+    # Those that went to files again.
+    assert found["counters"]["engine_steps"] > 100
 
 
 def test_a_head_that_somebody_empties_costs_the_log(vllm: Path, output: Path) -> None:

@@ -175,6 +175,8 @@ class KvCacheCollectorBeside(KvCacheCollector):
 class Extractor:
     """Reads a call natively: `before` or `after` of a `Hook`, not to be called from Python."""
 
+def extract(extractor: Any, /, *arguments: Any, **keywords: Any) -> Any: ...
+
 class Dispatch:
     """Extractor after the function that dispatches a batch."""
 

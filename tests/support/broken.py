@@ -93,14 +93,16 @@ class Breaker:
             return lambda *arguments, **keywords: self.touch(f"{site}()", lambda: value(*arguments, **keywords))
         return Proxy(value, site)
 
-    def watched(self, name: str, extractor: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    def watched(self, name: str, extractor: Any) -> Callable[..., Any] | None:
         """The same extractor, that gets stand-ins."""
         if extractor is None:
             return None
+        from profilemate import _native
 
         def watching(*arguments: Any, **keywords: Any) -> Any:
             self.met.setdefault(name, 0)
-            return extractor(
+            return _native.extract(
+                extractor,
                 *(self.wrap(each, f"{name} {place}") for place, each in enumerate(arguments)),
                 **{key: self.wrap(each, f"{name} {key}") for key, each in keywords.items()},
             )

@@ -47,7 +47,7 @@ mod _native {
     #[pymodule_export]
     use crate::extract::worker::Dispatch;
     #[pymodule_export]
-    use crate::extractor::Extractor;
+    use crate::extractor::{Extractor, extract};
     #[pymodule_export]
     use crate::garbage::on_garbage_collection;
     #[pymodule_export]
