@@ -11,6 +11,7 @@ from profilemate.probes import (
     kv_cache,
     model_runner,
     model_runner_v2,
+    moe_experts,
     requests,
     scheduler,
     worker,
@@ -42,4 +43,6 @@ READS: tuple[Reads, ...] = (
     *worker.READS,
     *model_runner.READS,
     *cuda_graphs.READS,
+    *encoder.READS,
+    *moe_experts.READS,
 )

@@ -70,6 +70,13 @@ HOOKS = (
 
 READS = (
     Reads(
+        ("vllm.renderers.base:BaseRenderer",),
+        ("_tokenize_prompt",),
+        ("tokenizer.encode",),
+        without="the API server tokenizes elsewhere: only an offline `LLM` has `tokenization` in "
+        "cpu_operations_timing.csv",
+    ),
+    Reads(
         ("vllm.v1.engine.async_llm:AsyncLLM.__init__()",),
         ("client_index",),
         ("front_end.async_llm",),

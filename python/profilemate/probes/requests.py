@@ -195,8 +195,8 @@ READS = (
         _REQUEST,
         ("num_preemptions",),
         _LIVES,
-        without="vLLM keeps no count of its own: preemptions are counted as they are recorded, and what a resumed request "
-        "finds in the prefix cache is counted as a new one's",
+        without="vLLM keeps no count of its own: preemptions are counted as they are recorded, and what a resumed "
+        "request finds in the prefix cache is counted as a new one's",
     ),
     Reads(
         _REQUEST,

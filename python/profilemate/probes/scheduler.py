@@ -169,6 +169,12 @@ READS = (
         _SCHEDULED,
         without="there are no streaming sessions there: nothing is lost",
     ),
+    Reads(
+        ("vllm.v1.core.sched.interface:PauseState",),
+        ("UNPAUSED",),
+        _SCHEDULED,
+        without="a scheduler is not paused there: nothing is lost",
+    ),
     Reads(_SCHEDULER, ("_pause_state",), _SCHEDULED, without="a scheduler is not paused there: nothing is lost"),
     Reads(
         _SCHEDULER,
