@@ -105,7 +105,8 @@ def argument_problems(spec: HookSpec, place: str, function: Function) -> list[st
     """
     if function.is_coroutine:
         return ["is a coroutine"]
-    if spec.before is None:
+    if not callable(spec.before):
+        # What a native extractor takes is among the `Reads`.
         return []
     ours = list(_signature(spec.before).parameters.values())
     positional = [one for one in ours if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]

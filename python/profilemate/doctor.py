@@ -35,8 +35,9 @@ class HookReport:
     places: list[str]
     #: Why it attaches nowhere.
     reason: str | None
-    #: What that costs, where a release is known for it.
+    #: What that costs, where a release is known for it; whether it costs nothing.
     without: str | None
+    costs_nothing: bool
     #: What is not as the probe needs it: it attaches, and then fails.
     problems: list[str]
     #: What this vLLM does not have and the probe does without: what is missing, and what that costs.
@@ -66,7 +67,11 @@ class Report:
     @property
     def exit_code(self) -> int:
         """0, 1 or 2."""
-        needed = [hook for hook in self.hooks if hook.needed and not (hook.optional and not hook.attaches)]
+        needed = [
+            hook
+            for hook in self.hooks
+            if hook.needed and (hook.attaches or not (hook.optional or hook.costs_nothing))
+        ]
         works = [hook for hook in needed if hook.attaches and not hook.problems]
         if not works or (self.output_folder is not None and self.output_folder.problem is not None):
             return 2
@@ -158,6 +163,7 @@ def _report(fit: Fit, known: Known) -> HookReport:
         places=fit.places,
         reason=fit.reason,
         without=fit.spec.without or None if not fit.attaches and fit.is_needed else None,
+        costs_nothing=fit.spec.costs_nothing,
         problems=fit.problems,
         lacks=[f"{missing}: {cost}" for missing, cost in fit.lacks],
         needed=fit.is_needed,
@@ -207,7 +213,7 @@ def examine() -> Report:
     known = known_versions.load()
     fits = compatibility.fit((*HOOKS, *LATE_HOOKS), READS, vllm_source.installed(folder))
     report.hooks = [_report(fit, known) for fit in fits]
-    works = {hook.name for hook in report.hooks if hook.attaches and not hook.problems}
+    works = {hook.name for hook in report.hooks if (hook.attaches or hook.costs_nothing) and not hook.problems}
     for profiler, (hooks, tables) in TABLES.items():
         if not values[profiler]:
             report.notes.append(f"{profiler} is switched off: {', '.join(tables)} will not be there")

@@ -74,6 +74,7 @@ FORWARD = HookSpec(
     span="forward",
     without="vLLM 0.11.0 calls the model in the middle of `execute_model`: the model's own method is hooked when it is "
     "loaded, and nothing is lost",
+    costs_nothing=True,
 )
 
 HOOKS = (
@@ -143,6 +144,12 @@ HOOKS = (
 )
 
 READS = (
+    Reads((f"{_V1}.execute_model()",), ("scheduler_output@1",), ("model_runner.execute_model",)),
+    Reads(
+        ("vllm.v1.worker.gpu.model_runner:GPUModelRunner.execute_model()",),
+        ("scheduler_output@1",),
+        ("model_runner_v2.execute_model",),
+    ),
     Reads(
         ("vllm.v1.core.sched.output:SchedulerOutput",),
         ("total_num_scheduled_tokens", "num_scheduled_tokens"),

@@ -182,6 +182,8 @@ _REQUEST = ("vllm.v1.request:Request",)
 _LIVES = ("scheduler.add_request", "scheduler.free_request", "scheduler.schedule")
 
 READS = (
+    Reads((f"{_SCHEDULER}.add_request()",), ("request@1",), ("scheduler.add_request",)),
+    Reads((f"{_SCHEDULER}._free_request()",), ("request@1",), ("scheduler.free_request",)),
     Reads(
         _REQUEST,
         (

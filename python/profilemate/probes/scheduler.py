@@ -129,8 +129,13 @@ _SCHEDULER = ("vllm.v1.core.sched.scheduler:Scheduler",)
 _SCHEDULED = ("scheduler.schedule",)
 
 READS = (
+    Reads(
+        ("vllm.v1.core.sched.scheduler:Scheduler.update_from_output()",),
+        ("scheduler_output@1",),
+        ("scheduler.update_from_output",),
+    ),
     Reads(_SCHEDULER, ("vllm_config", "max_num_running_reqs", "max_num_scheduled_tokens"), ("scheduler.init",)),
-    Reads(_SCHEDULER, ("requests", "get_request_counts", "finished_req_ids"), _SCHEDULED),
+    Reads(_SCHEDULER, ("requests", "running", "get_request_counts", "finished_req_ids"), _SCHEDULED),
     Reads(
         ("vllm.v1.core.sched.output:SchedulerOutput",),
         ("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "total_num_scheduled_tokens"),
