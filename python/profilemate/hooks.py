@@ -49,8 +49,8 @@ class HookSpec:
     optional: bool = False
     #: What vLLM does instead in the versions that do not have it, and what that costs the user.
     without: str = ""
-    #: Whether that costs nothing: another hook does its work, or there is nothing to record.
-    costs_nothing: bool = False
+    #: The hook that does its work there, if one does.
+    stand_in: str = ""
     #: Put in place only where the hook of this name finds nothing.
     instead_of: str = ""
 

@@ -74,7 +74,7 @@ FORWARD = HookSpec(
     span="forward",
     without="vLLM 0.11.0 calls the model in the middle of `execute_model`: the model's own method is hooked when it is "
     "loaded, and nothing is lost",
-    costs_nothing=True,
+    stand_in="worker.load_model",
 )
 
 HOOKS = (
