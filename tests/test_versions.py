@@ -25,10 +25,11 @@ PROBES = ROOT / "python" / "profilemate" / "probes"
 EXTRACTORS = ROOT / "crates" / "python" / "src"
 #: Probes that ask the modules of a model, whose classes are hundreds, for whatever they have.
 ASK_MODELS = {"encoder", "moe_experts"}
-#: Attributes that are not vLLM's: of an `Enum`, of Python's functions and garbage collections, ours.
+#: Attributes that are not vLLM's: of an `Enum`, of Python's functions and collections, of torch and numpy, ours.
 NOT_VLLMS = {
     *("_name_", "_value_", "name", "generation", "collected", "uncollectable", "graph_pool_handle"),
-    *("self", "output", "result"),
+    *("self", "output", "result", "update", "values", "tobytes", "all", "num_alloc_retries", "num_ooms"),
+    *("_cuda_memoryStats", "cudaMemGetInfo", "cudart"),
     *("__code__", "__func__", "__len__", "__mro__", "co_argcount", "co_consts", "co_names", "co_nlocals"),
 }
 

@@ -16,7 +16,7 @@ from vllm.inputs import TokensPrompt
 #: Of 128 tokens each on the CPU. As many requests as may run at once need twice as many.
 BLOCKS, MAX_NUM_SEQS, MAX_TOKENS = 24, 16, 192
 #: The second half of the requests shares the beginning of its prompts, of more than a block.
-REQUESTS, OWN_TOKENS, SHARED_TOKENS, OUTPUT_TOKENS = 32, 70, 160, 160
+REQUESTS, OWN_TOKENS, SHARED_TOKENS, OUTPUT_TOKENS = 32, 100, 160, 60
 
 
 def prompt(number: int) -> TokensPrompt:

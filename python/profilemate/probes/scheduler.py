@@ -131,6 +131,27 @@ _SCHEDULED = ("scheduler.schedule",)
 READS = (
     Reads(
         ("vllm.v1.core.sched.scheduler:Scheduler.update_from_output()",),
+        ("model_runner_output@2",),
+        ("scheduler.update_from_output",),
+    ),
+    Reads(_SCHEDULER, ("log_stats",), ("scheduler.init",)),
+    Reads(("vllm.v1.core.sched.output:SchedulerOutput",), ("scheduled_spec_decode_tokens",), _SCHEDULED),
+    Reads(
+        ("vllm.v1.core.sched.output:SchedulerOutput",),
+        ("num_invalid_spec_tokens",),
+        _SCHEDULED,
+        without="drafts that a grammar does not allow are counted as drafted",
+    ),
+    Reads(("vllm.v1.outputs:ModelRunnerOutput",), ("sampled_token_ids",), ("scheduler.update_from_output",)),
+    Reads(("vllm.v1.engine:EngineCoreOutputs",), ("scheduler_stats",), ("scheduler.update_from_output",)),
+    Reads(("vllm.v1.metrics.stats:SchedulerStats",), ("spec_decoding_stats",), ("scheduler.update_from_output",)),
+    Reads(
+        ("vllm.v1.spec_decode.metrics:SpecDecodingStats",),
+        ("num_drafts", "num_draft_tokens", "num_accepted_tokens"),
+        ("scheduler.update_from_output",),
+    ),
+    Reads(
+        ("vllm.v1.core.sched.scheduler:Scheduler.update_from_output()",),
         ("scheduler_output@1",),
         ("scheduler.update_from_output",),
     ),
