@@ -34,7 +34,7 @@ def written() -> dict[str, list[str]]:
     for file in (ROOT / "crates" / "output" / "src" / "tables").glob("*.rs"):
         source = file.read_text(encoding="utf-8")
         for table in re.findall(r"^table! \{\n(.*?)^\}", source, re.DOTALL | re.MULTILINE):
-            (name,) = re.findall(r'^    \w+ = "(\w+)", of ', table, re.MULTILINE)
+            (name,) = re.findall(r'^    \w+ = "(\w+)"(?: in "\w+")?, of ', table, re.MULTILINE)
             found[f"{name}.csv"] = re.findall(r"^    (\w+): \w+\(.*\),$", table, re.MULTILINE)
     return found
 
@@ -42,13 +42,20 @@ def written() -> dict[str, list[str]]:
 def described() -> dict[str, list[str]]:
     """The columns of every table, from where they are described."""
     text = (ROOT / "docs" / "session.md").read_text(encoding="utf-8")
+    # The tables of a folder are paragraphs of its section, which begin with the table's name.
+    text = re.sub(r"^`(\w+\.csv)`([:,])", r"### \1\n\2", text, flags=re.MULTILINE)
+    text = re.sub(r"^`\w+\.json` has", "### ", text, flags=re.MULTILINE)
     sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
     tables = {
         section.split("\n", 1)[0]: re.split(r"\n\n\| (?:operation|limited by) \|", section)[0]
         for section in sections
     }
     return {
-        name: re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        name: [
+            column
+            for cell in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", section, re.MULTILINE)
+            for column in re.findall(r"\w+", cell)
+        ]
         for name, section in tables.items()
         if name.endswith(".csv")
     }
