@@ -71,7 +71,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
     folder = Path(sys.argv[1])
-    given = sorted(path.parent for path in folder.glob("*/tokenizer.json"))
+    given = sorted(path.parent for path in folder.glob("*/tokenizer.json") if path.parent.name not in MODELS)
     if not given:
         raise SystemExit(f"there is no model with a tokenizer in {folder}")
     for name, config in MODELS.items():
