@@ -1,4 +1,4 @@
-//! The load of experts: how often each expert of each MoE layer was chosen, in total and over time.
+//! The load of experts: how often each expert of each `MoE` layer was chosen, in total and over time.
 
 use std::collections::BTreeMap;
 

@@ -45,11 +45,14 @@ pub struct File {
     pub bytes: Vec<u8>,
 }
 
+/// Where counters are put, and what.
+type Counters = (usize, Vec<u8>);
+
 /// A head or a segment that is being put together.
 struct Draft {
     file: File,
     /// Anchors and counters so far, of a head.
-    head: Option<(usize, Vec<(usize, Vec<u8>)>)>,
+    head: Option<(usize, Vec<Counters>)>,
     damage: Vec<(usize, u8)>,
     cut: Option<usize>,
 }

@@ -9,6 +9,9 @@ use profilemate_session::{Edge, Session};
 
 use crate::pieces::{self, File};
 
+/// Names of segments end so.
+const SUFFIX: &str = ".seg";
+
 /// What a reader may hold, beside so much for each log (its buffer) and for each byte of input.
 const LIMIT_BYTES: usize = 1 << 20;
 const LOG_BYTES: usize = 600 << 10;
@@ -25,7 +28,7 @@ pub(crate) fn run(mut data: &[u8]) {
         pieces::write(&files, folder);
         let Some(found) = crate::memory::within(limit, || read(folder)) else { return };
         let mut segments =
-            files.iter().filter(|file| file.name.ends_with(".seg") && file.bytes.len() > HEADER_BYTES);
+            files.iter().filter(|file| file.name.ends_with(SUFFIX) && file.bytes.len() > HEADER_BYTES);
         if chosen % 4 != 0
             && let Some(file) = segments.nth(chosen / 4)
         {

@@ -1,6 +1,6 @@
 //! Every target over the corpus that fuzzing kept, and over pieces of it: what was found once is found here.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
