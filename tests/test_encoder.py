@@ -430,9 +430,9 @@ def test_cross_attention_in_full_graphs_is_said_to_be_unknown(tmp_path: Path, fa
 #: What vLLM's thread asks of the driver.
 CALLS = """
 asked = [fake.fake_host_calls(name.encode()) for name in ("context", "capturing", "record", "query", "elapsed")]
-# 40 steps with their 5 marks, and 9 calls of encoders with 2.
+# 40 steps with their 4 marks, and 9 calls of encoders with 2.
 # And once what is loaded before.
-assert asked == [50, 50, 40 * 5 + 9 * 2, 0, 0], asked
+assert asked == [50, 50, 40 * 4 + 9 * 2, 0, 0], asked
 assert torch._C.asked == 41
 """
 
