@@ -138,15 +138,20 @@ def _diff(place: str, old: str, before: str, new: str, after: str) -> Iterator[s
 
 def misfits(known: Known) -> Iterator[str]:
     """What does not fit or is not explained in a release that was read."""
+    found: dict[str, list[str]] = {}
     for version in known.releases:
         for one in compatibility.fit(SPECS, READS, known.release(version)):
+            name = one.spec.name
             if not one.attaches and one.is_needed and not one.spec.without:
-                yield (
-                    f"{one.spec.name} attaches nowhere in {version} ({one.reason}), and its HookSpec does not say "
-                    "`without`: what vLLM does instead there, and what that costs the user"
-                )
+                found.setdefault(
+                    f"{name} attaches nowhere ({one.reason}), and its HookSpec does not say `without`: what vLLM does "
+                    "instead, and what that costs the user",
+                    [],
+                ).append(version)
             for problem in one.problems:
-                yield f"{one.spec.name} does not fit {version}: {problem}"
+                found.setdefault(f"{name} does not fit: {problem}", []).append(version)
+    for problem, versions in found.items():
+        yield f"{problem} ({', '.join(versions)})"
 
 
 def inconsistencies(known: Known, table: str) -> Iterator[str]:

@@ -123,7 +123,7 @@ def spread_tokens(model: Any) -> None:
         bias = getattr(getattr(module, "gate", None), "e_score_correction_bias", None)
         layer = getattr(getattr(module, "experts", None), "layer_id", None)
         if bias is not None and layer is not None:
-            bias.copy_((1e-3 * bias).roll(layer, 0))
+            bias.data.copy_((1e-3 * bias.data).roll(layer, 0))
 
 
 def experts(model: str) -> None:

@@ -17,10 +17,10 @@ HEAD = f"""\
 
 <!-- Made by `make versions` (scripts/check_versions.py --write); do not edit. -->
 
-Every hook against the sources of vLLM {{first}} and of the last release of each minor version up to {{last}}: whether its
-function is there and takes what our probe expects, and whether what the probe reads of vLLM's objects is there. What
-attaches to the vLLM that you have is said by [`profilemate doctor`](doctor.md). Runs of some of these releases, with tables
-held against vLLM's own counters, are in `benches/results/` (`scripts/version_runs.sh`).
+Every hook against the sources of vLLM {{first}} and of the last release of each minor version up to {{last}}:
+whether its function is there and takes what our probe expects, and whether what the probe reads of vLLM's objects
+is there. What attaches to the vLLM that you have is said by [`profilemate doctor`](doctor.md). Runs of some of
+these releases, with tables held against vLLM's own counters, are in `benches/results/` (`scripts/version_runs.sh`).
 
 | sign | meaning |
 | --- | --- |
@@ -33,17 +33,17 @@ A column `.20` is the last release of 0.20. The releases: {{releases}}.
 
 ## How this is made
 
-- `make versions` reads the releases again and writes this page, and the fingerprints of all hooked functions, to be kept
-  (`python/profilemate/probes/known_versions.json`). `NEWER=1` looks for newer releases first. It fails when a probe does not fit
-  a release, or a hook attaches nowhere and does not say why.
-- `make check-versions` looks for a release that is newer than these, and fails with a diff of each hooked function that
-  changed in it. `python scripts/check_versions.py --diff OLD NEW` does that for two releases.
+- `make versions` reads the releases again and writes this page, and the fingerprints of all hooked functions, to be
+  kept (`python/profilemate/probes/known_versions.json`). `NEWER=1` looks for newer releases first. It fails when a
+  probe does not fit a release, or a hook attaches nowhere and does not say why.
+- `make check-versions` looks for a release that is newer than these, and fails with a diff of each hooked function
+  that changed in it. `python scripts/check_versions.py --diff OLD NEW` does that for two releases.
 - A test holds the probes, what is kept and this page together, without a network.
 
-The sources are the Python files in the wheels of `vllm` that are published (those of its CPU builds are the same files).
-`uv` says where a wheel is; of its hundreds of megabytes only the modules that a probe names are read, by range requests, and kept
-in a cache. Nothing is installed or imported. A fingerprint is of what a function does: comments, docstrings and layout do not
-count.
+The sources are the Python files in the wheels of `vllm` that are published (those of its CPU builds are the same
+files). `uv` says where a wheel is; of its hundreds of megabytes only the modules that a probe names are read, by
+range requests, and kept in a cache. Nothing is installed or imported. A fingerprint is of what a function does:
+comments, docstrings and layout do not count.
 """
 
 

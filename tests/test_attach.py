@@ -281,8 +281,9 @@ def test_verbose_says_what_attaches_and_how_far_it_is(tmp_path: Path, fake: Path
     assert done.stdout == ""
     assert "scheduler.schedule attached to vllm.v1.core.sched.scheduler:Scheduler.schedule" in done.stderr
     assert (
-        "engine_core-0 records cuda_graph_tracking, kv_cache_tracking, forward_pass_timing, cpu_timing, "
-        "batch_utilization_tracking, preemption_tracking, encoder_decoder_timing to" in done.stderr
+        "engine_core-0 records cuda_graph_tracking, kv_cache_tracking, moe_expert_tracking, forward_pass_timing, "
+        "cpu_timing, batch_utilization_tracking, preemption_tracking, encoder_decoder_timing, sampling_timing, "
+        "gpu_memory to" in done.stderr
     )
     assert [line for line in done.stderr.splitlines() if " step " in line] == [
         f"profilemate: step {step}: 2 sequences, 3 tokens, 2 running, 1 waiting" for step in (2, 4)

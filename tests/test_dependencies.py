@@ -67,10 +67,8 @@ def test_at_run_time_python_needs_nothing() -> None:
 
 
 def test_the_script_in_the_page_is_what_was_fetched() -> None:
-    sums = dict(
-        reversed(line.split(maxsplit=1))
-        for line in (VENDORED / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    )
+    lines = (VENDORED / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    sums = {name: expected for expected, name in (line.split() for line in lines)}
     assert sums.keys() == {"LICENSE", "uPlot.iife.min.js", "uPlot.min.css"}
     for name, expected in sums.items():
         assert hashlib.sha256((VENDORED / name).read_bytes()).hexdigest() == expected, name

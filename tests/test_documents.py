@@ -34,7 +34,7 @@ def written() -> dict[str, list[str]]:
     for file in (ROOT / "crates" / "output" / "src" / "tables").glob("*.rs"):
         source = file.read_text(encoding="utf-8")
         for table in re.findall(r"^table! \{\n(.*?)^\}", source, re.DOTALL | re.MULTILINE):
-            (name,) = re.findall(r'^    \w+ = "(\w+)", of ', table, re.MULTILINE)
+            (name,) = re.findall(r'^    \w+ = "(\w+)"(?: in "\w+")?, of ', table, re.MULTILINE)
             found[f"{name}.csv"] = re.findall(r"^    (\w+): \w+\(.*\),$", table, re.MULTILINE)
     return found
 
@@ -42,13 +42,20 @@ def written() -> dict[str, list[str]]:
 def described() -> dict[str, list[str]]:
     """The columns of every table, from where they are described."""
     text = (ROOT / "docs" / "session.md").read_text(encoding="utf-8")
+    # The tables of a folder are paragraphs of its section, which begin with the table's name.
+    text = re.sub(r"^`(\w+\.csv)`([:,])", r"### \1\n\2", text, flags=re.MULTILINE)
+    text = re.sub(r"^`\w+\.json` has", "### ", text, flags=re.MULTILINE)
     sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
     tables = {
         section.split("\n", 1)[0]: re.split(r"\n\n\| (?:operation|limited by) \|", section)[0]
         for section in sections
     }
     return {
-        name: re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        name: [
+            column
+            for cell in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", section, re.MULTILINE)
+            for column in re.findall(r"\w+", cell)
+        ]
         for name, section in tables.items()
         if name.endswith(".csv")
     }
@@ -105,3 +112,24 @@ def test_every_guide_is_in_the_index() -> None:
     index = (folder / "README.md").read_text(encoding="utf-8")
     for document in folder.rglob("*.md"):
         assert document.name == "README.md" or f"({document.relative_to(folder)})" in index, document
+
+
+def test_every_test_and_file_that_a_guarantee_names_is_there() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))
+    ]
+    assert len(rows) > 25
+    for row in rows:
+        named = [name for name in re.findall(r"`([^`]+)`", row) if "/" in name]
+        assert named, f"nothing holds us to: {row}"
+        for name in named:
+            path, _, test = name.partition("::")
+            file = ROOT / path
+            assert file.exists(), name
+            source = file.read_text(encoding="utf-8")
+            # The tests of the corpus are made by a macro, from names.
+            made = path.endswith("fuzz/tests/corpus.rs") and re.search(
+                rf"^replays!\([^)]*\b{test}\b", source, re.MULTILINE
+            )
+            assert not test or made or re.search(rf"\b(fn|def) {test}\(", source), name

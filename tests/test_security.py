@@ -144,8 +144,8 @@ def test_a_command_that_is_no_text_is_recorded_all_the_same(tmp_path: Path, serv
 
 
 def test_vllm_and_the_launcher_hide_the_same() -> None:
-    shown = _native.command_line(["vllm", "--api-key", "x", "it's", "--seed", "0"])
-    assert shown == "vllm --api-key *** 'it'\\''s' --seed 0"
+    shown = _native.command_line(["vllm", "it's", "--api-key", "x", "--seed", "0"])
+    assert shown == "vllm 'it'\\''s' --api-key *** --seed 0"
     assert _native.without_secrets("s3://key:secret@bucket/model") == "s3://***@bucket/model"
 
 
@@ -258,4 +258,4 @@ def test_a_role_with_a_path_in_it_leads_nowhere(tmp_path: Path, server: Path) ->
     run_profilemate("export", str(session), "--output", str(made), "--format", "both")
     run_profilemate("timeline", str(session), "--output", str(made / "trace.pftrace"))
     assert {path for path in set(entries(tmp_path)) - before if not path.startswith("made")} == set()
-    assert "../../../planted-0" in (made / "metadata.json").read_text()
+    assert '"role": "../../../planted"' in (made / "metadata.json").read_text()

@@ -12,7 +12,7 @@ import sys
 from functools import lru_cache
 from types import ModuleType
 
-from profilemate import importhook
+from profilemate import _native, importhook
 
 
 @lru_cache(maxsize=1)
@@ -41,11 +41,8 @@ def module_imported(module: ModuleType) -> None:
     try:
         if _is_wanted():
             _attach(module)
-    except Exception as error:
-        sys.stderr.write(
-            f"profilemate: cannot attach to {module.__name__} ({type(error).__name__}: {error}); "
-            "vLLM is not affected\n"
-        )
+    except (Exception, _native.PanicException) as error:
+        _native.say(f"cannot attach to {module.__name__} ({type(error).__name__}: {error}); vLLM is not affected")
 
 
 def _attach(module: ModuleType) -> None:
@@ -64,7 +61,7 @@ def _attach(module: ModuleType) -> None:
         place = session.ATTACHED.attach(spec, module)
         session.note_hook(spec)
         if place is not None and values["verbose"]:
-            sys.stderr.write(f"profilemate: [{os.getpid()}] {spec.name} attached to {place}\n")
+            _native.say(f"[{os.getpid()}] {spec.name} attached to {place}")
 
 
 def plugin() -> None:
@@ -88,5 +85,5 @@ def plugin() -> None:
             module = sys.modules.get(name)
             if module is not None:
                 module_imported(module)
-    except Exception as error:
-        sys.stderr.write(f"profilemate: cannot attach ({type(error).__name__}: {error}); nothing is recorded\n")
+    except (Exception, _native.PanicException) as error:
+        _native.say(f"cannot attach ({type(error).__name__}: {error}); nothing is recorded")

@@ -1,8 +1,7 @@
-"""What of our hooks fits a vLLM: where each attaches, whether its function takes what we expect, whether what we read is
-there.
+"""What of our hooks fits a vLLM: where each attaches, whether its function and vLLM's objects are as the probe expects.
 
-One set of rules for `profilemate doctor` (the vLLM that is installed) and for the table of versions (`docs/versions.md`, all
-of them). Never loaded inside vLLM.
+One set of rules for `profilemate doctor` (the installed vLLM) and for the table of versions (`docs/versions.md`).
+Never loaded inside vLLM.
 """
 
 from __future__ import annotations
@@ -106,7 +105,8 @@ def argument_problems(spec: HookSpec, place: str, function: Function) -> list[st
     """
     if function.is_coroutine:
         return ["is a coroutine"]
-    if spec.before is None:
+    if not callable(spec.before):
+        # What a native extractor takes is among the `Reads`.
         return []
     ours = list(_signature(spec.before).parameters.values())
     positional = [one for one in ours if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
@@ -119,6 +119,8 @@ def argument_problems(spec: HookSpec, place: str, function: Function) -> list[st
         if (position == 0 and is_method) or one.name.startswith("_"):
             continue
         there = theirs[position] if position < len(theirs) else None
+        if there is None and one.default is not one.empty:
+            continue
         if there != one.name and one.name not in keywords:
             problems.append(f"takes {there or 'nothing'} where {one.name} is expected")
     if not takes_more and len(theirs) > len(positional):

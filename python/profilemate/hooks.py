@@ -49,6 +49,8 @@ class HookSpec:
     optional: bool = False
     #: What vLLM does instead in the versions that do not have it, and what that costs the user.
     without: str = ""
+    #: The hook that does its work there, if one does.
+    stand_in: str = ""
     #: Put in place only where the hook of this name finds nothing.
     instead_of: str = ""
 
@@ -65,8 +67,8 @@ class Reads:
     nothing that records looks at it.
     """
 
-    #: `module:Class`, or `module:function()` for its parameters and variables: where it may be, in the order of
-    #: preference.
+    #: `module:Class`, or `module:function()` for its parameters and variables, of which `name@2` is the parameter in
+    #: that place: where it may be, in the order of preference.
     owners: tuple[str, ...]
     names: tuple[str, ...]
     #: Semantic names of the hooks in which it is read; one of them must be attached for it to be read at all.

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def complain(text: str) -> None:
+    """Says a line on stderr, where there is one. For failures of what says all others, our native module among them."""
+    try:
+        sys.stderr.write(f"profilemate: {text}\n")
+    except Exception:
+        # Closed, or a pipe that nobody reads: there is nobody to tell.
+        return
+
+
 class _Loader:
     """Stands in for a loader, for one import of one module."""
 
@@ -56,9 +65,7 @@ class Finder:
                 return None
         except Exception as error:
             uninstall()
-            sys.stderr.write(
-                f"profilemate: cannot attach ({type(error).__name__}: {error}); nothing is recorded\n"
-            )
+            complain(f"cannot attach ({type(error).__name__}: {error}); nothing is recorded")
             return None
         self._finding.add(name)
         try:

@@ -50,7 +50,7 @@ def take_role(role: str, rank: int, data_parallel_rank: int, vllm_config: Any = 
             _open(role, rank, data_parallel_rank)
         except OSError as error:
             _failed = True
-            sys.stderr.write(f"profilemate: {error}; this process is not recorded, and vLLM is not affected\n")
+            _native.say(f"{error}; this process is not recorded, and vLLM is not affected")
             return
     _roles.add((role, rank, data_parallel_rank))
     _note_config(vllm_config)
@@ -71,9 +71,7 @@ def _open(role: str, rank: int, data_parallel_rank: int) -> None:
         _use_nvtx()
     if values["verbose"]:
         profilers = ", ".join(name for name in PROFILERS if values[name])
-        sys.stderr.write(
-            f"profilemate: [{os.getpid()}] {role}-{rank} records {profilers} to {folder} (timing: wall)\n"
-        )
+        _native.say(f"[{os.getpid()}] {role}-{rank} records {profilers} to {folder} (timing: wall)")
     if made and COLLECTOR_VARIABLE not in os.environ:
         _start_collector(folder)
 
@@ -84,7 +82,7 @@ def _use_nvtx() -> None:
     if hasattr(nvtx, "rangePushA") and hasattr(nvtx, "rangePop"):
         _native.use_nvtx(nvtx.rangePushA, nvtx.rangePop)
     else:
-        sys.stderr.write("profilemate: nvtx is on, but this torch has no NVTX; there are no ranges\n")
+        _native.say("nvtx is on, but this torch has no NVTX; there are no ranges")
 
 
 def _start_collector(folder: str) -> None:
@@ -103,9 +101,9 @@ def _start_collector(folder: str) -> None:
             timeout=20,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        sys.stderr.write(
-            f"profilemate: cannot start {program} ({error}); the recording goes on, and "
-            f"`profilemate export {folder}` makes its tables\n"
+        _native.say(
+            f"cannot start {program} ({error}); the recording goes on, and "
+            f"`profilemate export {folder}` makes its tables"
         )
 
 
@@ -297,7 +295,6 @@ def use_device() -> None:
     if stream_function is not None and _native.use_cuda(stream_function, device, values["cuda_event_batch_size"]):
         _native.fact("timing_mode", "events")
     else:
-        sys.stderr.write(
-            "profilemate: no CUDA events here; forward passes are timed by the wall clock "
-            "(timing_mode in metadata.json)\n"
+        _native.say(
+            "no CUDA events here; forward passes are timed by the wall clock (timing_mode in metadata.json)"
         )

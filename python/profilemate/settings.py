@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +41,7 @@ def settings() -> dict[str, Any]:
     """All settings by key. Bad values are said on stderr, one line each, the first time."""
     values, problems = _native.settings()
     for problem in problems:
-        sys.stderr.write(f"profilemate: {problem}\n")
+        _native.say(problem)
     values[LAYER_TIMING] = values["layers"] != "off"
     return values
 

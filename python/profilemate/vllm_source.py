@@ -257,5 +257,7 @@ def _assigned_to_self(method: FunctionNode) -> set[str]:
 
 
 def _variables(function: FunctionNode) -> set[str]:
-    names = {name.strip("*=") for name in parameters(function)} - {""}
-    return names | _stored(function)
+    names = [name.strip("*=") for name in parameters(function)]
+    positional = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    placed = {f"{name}@{place}" for place, name in enumerate(positional)}
+    return {*names, *placed, *_stored(function)} - {""}

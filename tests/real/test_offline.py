@@ -18,6 +18,7 @@ from support.tables import completed_session, sessions
 from support.vllm import environment, profilemate, without_profiler
 
 GENERATE = Path(__file__).with_name("generate.py")
+FAULTS = Path(__file__).with_name("faults.py")
 
 # A bad value in every kind of setting there is.
 BAD_SETTINGS = {
@@ -57,6 +58,13 @@ class Runs:
             "probes raise": hooked | one_process | {"PROFILEMATE_FAULT": "raise"},
             "probes panic": hooked | one_process | {"PROFILEMATE_FAULT": "panic"},
             "bad settings": hooked | one_process | BAD_SETTINGS,
+            # Hooks are attached when vLLM loads its plugins, so that objects can be broken before.
+            "faults on the way": one_process
+            | {
+                "PROFILEMATE_ENABLE": "1",
+                "PROFILEMATE_SEGMENT_BYTES": "65536",
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+            },
             "unwritable folder": hooked | one_process | {"PROFILEMATE_OUTPUT_DIR": "/proc/nowhere"},
         }
 
@@ -67,10 +75,11 @@ class Runs:
             variables = environment(work, **ways[name])
             if name.endswith("no profiler"):
                 variables = without_profiler(variables)
+            script = FAULTS if name == "faults on the way" else GENERATE
             stdout, stderr = logs / f"{slug}.out.log", logs / f"{slug}.err.log"
             with stdout.open("wb") as out, stderr.open("wb") as err:
                 done = subprocess.run(
-                    [sys.executable, str(GENERATE), str(model), str(work / "tokens.json")],
+                    [sys.executable, str(script), str(model), str(work / "tokens.json")],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
@@ -150,6 +159,20 @@ def test_a_failing_probe_harms_nobody(runs: Runs, fault: str) -> None:
         assert f"probe_error:{probe}\0".encode() in heads, probe
         assert f"probe_off:{probe}\0".encode() in heads, probe
     assert completed_session(run.output_dir).metadata["probe_errors"] >= 3 * len(FAILING)
+
+
+def test_faults_on_the_way_change_no_token(runs: Runs) -> None:
+    """The collector dies, files are emptied and may not grow, the session is deleted, vLLM's objects are broken."""
+    run = runs["faults on the way"]
+    assert run.tokens == runs["one process, no profiler"].tokens
+    faults = [line for line in run.stdout.splitlines() if line.startswith("fault ")]
+    assert len(faults) == 7
+    broken = next(line for line in run.stdout.splitlines() if line.startswith("broken "))
+    assert int(broken.split()[1]) > 10
+    # One line for the first file that was cut short, one for the first that could not be made, one for the first probe.
+    assert 2 <= len(run.said()) <= 4, run.said()
+    assert sum("was cut short" in line for line in run.said()) == 1
+    assert sum("cannot" in line for line in run.said()) >= 1
 
 
 def test_a_bad_setting_is_one_line_and_the_default(runs: Runs) -> None:

@@ -137,7 +137,9 @@ def test_every_scheduled_step_has_a_forward_pass(run: Run) -> None:
 
 
 def test_every_operation_is_seen(run: Run) -> None:
-    assert {row["operation"] for row in run.session.operations} == OPERATIONS
+    # Before 0.17 (docs/versions.md) the API server tokenizes where no hook is.
+    missing = set() if "BaseRenderer" in run.session.metadata["hooks"]["tokenizer.encode"] else {"tokenization"}
+    assert {row["operation"] for row in run.session.operations} == OPERATIONS - missing
 
 
 def test_operations_nest_as_documented(run: Run) -> None:
@@ -154,7 +156,8 @@ def test_operations_nest_as_documented(run: Run) -> None:
         assert step["batch_preparation"] + forward[row["step"]] <= step["model_execution"] + rounding, row
         assert step["scheduling"] + step["update_from_output"] <= step["engine_step"] + rounding, row
     for row in session.operations:
-        if row["operation"] == "output_processing":
+        if row["operation"] == "output_processing" and "0.11" not in run.session.metadata["vllm_version"]:
+            # vLLM 0.11 makes an output of a step without work, too.
             assert row["step"] in forward, row
 
 

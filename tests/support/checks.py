@@ -14,6 +14,11 @@ from support.tables import COLUMNS, SUMMARIES, Row, Session
 
 def tables_are_whole(session: Session) -> None:
     for table, columns in COLUMNS.items():
+        if table == "kv_cache_evictions.csv" and session.metadata.get("kv_evictions", "on") != "on":
+            # vLLM 0.11 tells nobody of its blocks, and metadata.json says so.
+            assert session.metadata["kv_evictions"].startswith("could not attach: ")
+            assert not (session.folder / table).exists()
+            continue
         assert session.header(table)[: len(columns)] == columns
         # The csv module gives None for a missing cell and keeps surplus ones under the key None.
         for row in session.rows(table):

@@ -401,6 +401,15 @@ def many(model: str, count: int, at_once: int) -> Json:
     return truth
 
 
+@scenario
+def broken(model: str, folder: str, storms: list[int], everything: bool = False) -> Json:
+    """What our extractors read of vLLM, broken in every way, one thing at a time."""
+    # Not before: it reads what hooks there are, and other scenarios begin without us.
+    from support import broken
+
+    return broken.cases(model, Path(folder), storms, everything)
+
+
 # Where they run
 
 

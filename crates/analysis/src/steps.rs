@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use profilemate_session::record::GpuCall;
 use profilemate_session::record::Speculation;
 use profilemate_session::{Component, Error, Event, GpuStep, Label, Log, Name, Payload, Record, Session};
 
@@ -364,14 +365,7 @@ impl Steps {
                         };
                         *on_gpu.entry(record.step) = OnGpu { placed, ..step };
                     }
-                    Payload::GpuCall(timed) => {
-                        let of_step = calls.get_mut(record.step);
-                        let number = usize::try_from(timed.call).unwrap_or(usize::MAX);
-                        if let Some(call) = of_step.and_then(|calls| calls.get_mut(number)) {
-                            call.gpu_ns = timed.ms.map(nanoseconds);
-                            call.gpu_after_ns = timed.after_ms.map(nanoseconds);
-                        }
-                    }
+                    Payload::GpuCall(timed) => note_call(&mut calls, record.step, timed),
                     Payload::Speculation(found) => *speculated.entry(record.step) = *found,
                     Payload::Outputs(outputs) => steps.outputs.push((outputs.timestamp_bits, record.step)),
                     Payload::Span(span) => match log.span_name(record.name) {
@@ -540,6 +534,15 @@ impl Steps {
     pub(crate) fn step_of_outputs(&self, timestamp_bits: u64) -> Option<u64> {
         let at = self.outputs.partition_point(|(bits, _)| *bits < timestamp_bits);
         self.outputs.get(at).filter(|(bits, _)| *bits == timestamp_bits).map(|(_, step)| *step)
+    }
+}
+
+/// What the GPU's clock said of a call inside a step.
+fn note_call(calls: &mut StepTable<Vec<Call>>, step: u64, timed: &GpuCall) {
+    let number = usize::try_from(timed.call).unwrap_or(usize::MAX);
+    if let Some(call) = calls.get_mut(step).and_then(|calls| calls.get_mut(number)) {
+        call.gpu_ns = timed.ms.map(nanoseconds);
+        call.gpu_after_ns = timed.after_ms.map(nanoseconds);
     }
 }
 

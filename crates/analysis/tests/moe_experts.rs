@@ -71,7 +71,7 @@ fn analyzed(logs: &[&Log]) -> (Vec<Seen>, Summary) {
 #[test]
 fn layers_are_sums_over_workers_and_each_interval_is_a_row() {
     let (mut first, mut second) = (worker(0), worker(1));
-    reading(&mut first, 1_000, 3, 5, &[4, 6, 0], &[4, 0, 0]);
+    reading(&mut first, 1_000, 3, 6, &[4, 8, 0], &[4, 0, 0]);
     reading(&mut second, 2_000, 3, 4, &[0, 2, 6], &[0, 0, 2]);
     // Another layer, of another stage.
     reading(&mut second, 2_000, 9, 1, &[1, 1], &[]);
@@ -79,13 +79,13 @@ fn layers_are_sums_over_workers_and_each_interval_is_a_row() {
     assert_eq!(
         rows,
         [
-            (3, 1_000, 500, 5, Some(1.8), 1, "worker-0".to_owned()),
+            (3, 1_000, 500, 6, Some(2.0), 1, "worker-0".to_owned()),
             (3, 2_000, 500, 4, Some(2.25), 1, "worker-1".to_owned()),
             (9, 2_000, 500, 1, Some(1.0), 0, "worker-1".to_owned()),
         ]
     );
     let [layer, other] = &summary.layers[..] else { panic!("{summary:?}") };
-    assert_eq!((layer.layer, layer.tokens, layer.intervals, &layer.counts[..]), (3, 9, 2, &[4, 8, 6][..]));
+    assert_eq!((layer.layer, layer.tokens, layer.intervals, &layer.counts[..]), (3, 10, 2, &[4, 10, 6][..]));
     let pairs: Vec<_> = layer.chosen_pairs().collect();
     assert_eq!(pairs, [([0, 1], 4), ([1, 2], 2)]);
     assert_eq!((other.pairs.is_none(), layer.weights.is_none(), summary.incomplete), (true, true, 0));
@@ -94,11 +94,11 @@ fn layers_are_sums_over_workers_and_each_interval_is_a_row() {
 #[test]
 fn a_reading_of_which_records_are_gone_counts_as_none() {
     let counts: Vec<u64> = (1000..1100).collect();
-    for missing in 1..=7 {
+    for missing in 1..=6 {
         let mut log = worker(0);
         reading(&mut log, 1_000, 0, 7, &counts, &[]);
         let is_of_kind = |record: &&Record| matches!(record.payload, Payload::ExpertCounts(_));
-        assert_eq!(log.records.iter().filter(is_of_kind).count(), 7);
+        assert_eq!(log.records.iter().filter(is_of_kind).count(), 6);
         log.records.remove(missing);
         reading(&mut log, 2_000, 0, 1, &[2; 100], &[]);
         let (rows, summary) = analyzed(&[&log]);

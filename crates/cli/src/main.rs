@@ -9,6 +9,7 @@ mod completions;
 mod doctor;
 mod explain;
 mod export;
+mod file_size;
 mod import;
 mod package;
 mod path;
@@ -57,6 +58,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    file_size::ignore_signal();
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),

@@ -18,7 +18,7 @@ use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
-use crate::{package, say};
+use crate::{file_size, package, say};
 
 /// How long the processes that the command leaves behind may take to end.
 const LEFT_BEHIND: Duration = Duration::from_secs(30);
@@ -85,6 +85,7 @@ fn new_session(output_dir: &Path) -> Result<Collector, String> {
 
 /// Becomes the command.
 fn run_unprofiled(arguments: &Arguments) -> ExitCode {
+    file_size::restore_signal();
     let error = Command::new(&arguments.command[0]).args(&arguments.command[1..]).exec();
     not_started(&arguments.command[0], &error)
 }
@@ -118,7 +119,9 @@ fn run_profiled(
         }
     };
     let mut log = open_log(collector.folder(), arguments);
-    let child = Command::new(&arguments.command[0])
+    let mut command = Command::new(&arguments.command[0]);
+    file_size::restore_signal_in(&mut command);
+    let child = command
         .args(&arguments.command[1..])
         .env(internal::SESSION, collector.folder())
         .env(internal::COLLECTOR, LAUNCHER)

@@ -5,8 +5,8 @@
 
 mod refresher;
 
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,8 @@ impl Collector {
             .custom_flags(NO_LINK)
             .open(&path)
             .map_err(|cause| Error::Write { path, cause })?;
+        // Whatever the umask is; it may be a file of another user, whom root has taken over from.
+        let _ = file.set_permissions(Permissions::from_mode(0o600));
         let lock = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Some(file),
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),

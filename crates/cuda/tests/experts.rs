@@ -37,7 +37,7 @@ impl Counting {
     }
 
     fn step(&mut self, valid_tokens: u32) {
-        self.word.set(&self.code, STREAM, 1, valid_tokens, 0).unwrap();
+        self.word.set(&self.code, STREAM, 1, valid_tokens, 0).expect("the word is set");
     }
 
     fn count(&mut self, cells: Cells, may_fork: bool) -> Result<bool, Failure> {
@@ -46,10 +46,10 @@ impl Counting {
 
     /// Reads all counters, as a step would that comes later.
     fn read(&mut self, fake: Fake) -> Vec<u64> {
-        self.counters.begin_reading(&self.code, STREAM).unwrap();
+        self.counters.begin_reading(&self.code, STREAM).expect("it begins");
         assert!(self.counters.is_being_read());
         fake.advance(1_000_000);
-        assert!(self.counters.reading_is_done(&self.code).unwrap());
+        assert!(self.counters.reading_is_done(&self.code).expect("it is asked"));
         (0..WORDS).map(|at| self.counters.reading().word(at)).collect()
     }
 }

@@ -1,6 +1,7 @@
 //! Counting on the CPU what a router chose.
 
 use crate::counters::Counters;
+use core::ffi::c_void;
 use profilemate_format::record::{WEIGHT_BINS, pair_index};
 
 /// What a cell of a matrix is.
@@ -20,7 +21,7 @@ pub enum Element {
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix {
     /// Its first cell.
-    pub data: *const u8,
+    pub data: *const c_void,
     /// Rows: tokens, with padding.
     pub rows: usize,
     /// Columns: the experts that were chosen for a token.

@@ -33,7 +33,7 @@ pub struct TooMany {
 
 impl fmt::Display for TooMany {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let most = MOST_WORDS * 8 >> 20;
+        let most = (MOST_WORDS * 8) >> 20;
         write!(f, "counters of {} MiB are more than {most} MiB; moe_layers chooses fewer layers", self.bytes >> 20)
     }
 }

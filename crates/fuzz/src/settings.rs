@@ -43,6 +43,7 @@ pub(crate) fn run(data: &[u8]) {
             (Kind::Switch | Kind::LegacySwitch, Value::Switch(_)) => {}
             (Kind::Number { min } | Kind::Bytes { min }, Value::Number(number)) => assert!(*number >= min),
             (Kind::Path, Value::Text(text)) => assert!(!text.trim().is_empty() && !text.contains('\0')),
+            (Kind::Layers, Value::Text(text)) => assert!(!text.contains(char::is_control)),
             (Kind::Choice(words), Value::Text(text)) => assert!(words.contains(&text.trim())),
             (kind, value) => panic!("{} is {value:?}, which is no {kind:?}", setting.key),
         }

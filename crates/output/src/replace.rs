@@ -33,6 +33,19 @@ fn create(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
+/// Makes a folder that only its user enters, or takes the one that is there; a link is none.
+fn create_folder(path: &Path) -> std::io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o700)),
+        Err(error)
+            if error.kind() == std::io::ErrorKind::AlreadyExists && fs::symlink_metadata(path)?.is_dir() =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// A file that is being written.
 pub(crate) struct NewFile {
     path: PathBuf,
@@ -56,7 +69,7 @@ impl NewFile {
             return Self::create(folder, name);
         }
         let folder = folder.join(inner);
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed(&folder))?;
+        create_folder(&folder).map_err(failed(&folder))?;
         Self::create(&folder, name)
     }
 

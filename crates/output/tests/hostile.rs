@@ -10,8 +10,15 @@ mod common;
 mod session;
 
 use std::fs;
+use std::io::Read;
 
-use profilemate_output::{html, tables, terminal, text};
+use arrow_array::cast::AsArray;
+use flate2::read::ZlibDecoder;
+use profilemate_analysis::compare::{Options, Run, compare};
+use profilemate_analysis::explain::{Explainer, Recording, requests};
+use profilemate_output::comparison::{self, Compared};
+use profilemate_output::timeline::{self, Window};
+use profilemate_output::{explanation, html, tables, terminal, text};
 use profilemate_session::Session;
 
 /// The cells of a CSV file, as RFC 4180 has them.
@@ -110,4 +117,73 @@ fn nothing_from_outside_does_anything_in_any_output() {
         let keys: Vec<&str> = row[5].split(';').map(|pair| pair.split('=').next().unwrap()).collect();
         assert_eq!(keys, ["computed_tokens", "output_tokens", "blocks_freed", "preempted_for"], "{}", row[5]);
     }
+}
+
+fn plain(text: &str) -> String {
+    // Styles are ours; whatever else might be one is not taken for one here.
+    ["\u{1b}[1m", "\u{1b}[2m", "\u{1b}[31m", "\u{1b}[32m", "\u{1b}[33m", "\u{1b}[0m"]
+        .iter()
+        .fold(text.to_owned(), |text, style| text.replace(style, ""))
+}
+
+/// What the compressed packets of a trace hold: every zlib stream in it.
+fn unpacked(trace: &[u8]) -> Vec<u8> {
+    let mut found = Vec::new();
+    for at in trace.windows(2).enumerate().filter(|(_, pair)| pair[0] == 0x78).map(|(at, _)| at) {
+        let mut packets = Vec::new();
+        if ZlibDecoder::new(&trace[at..]).read_to_end(&mut packets).is_ok() {
+            found.extend(packets);
+        }
+    }
+    found
+}
+
+#[test]
+fn nor_in_explanations_comparisons_traces_and_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("raw")).unwrap();
+    session::write(&folder.path().join("raw"));
+    let session = Session::open(folder.path()).unwrap();
+
+    let recording = Recording::read(&session).unwrap();
+    let explainer = Explainer::new(&recording);
+    let found = requests::find(&session, &explainer, |id| !id.is_empty()).unwrap();
+    assert_eq!(found.requests.len(), session::HOSTILE.len());
+    assert_harmless("explain", &plain(&explanation::requests(&found)));
+    assert_harmless("explain --json", &text::json(&explanation::requests_json(&found)));
+    let slowest = explainer.slowest(3);
+    assert_harmless("slowest", &plain(&explanation::slowest(&explainer, &slowest)));
+    assert_harmless("slowest --json", &text::json(&explanation::slowest_json(&explainer, &slowest)));
+
+    let run = || vec![Run::read(&session, 1).unwrap()];
+    let (base, candidate, options) = (run(), run(), Options::default());
+    let result = compare(&base, &candidate, &options);
+    let compared = Compared { base: &base, candidate: &candidate, options: &options, comparison: &result };
+    assert_harmless("compare", &plain(&comparison::terminal(&compared, true)));
+    assert_harmless("compare --json", &text::json(&comparison::document(&compared)));
+    let page = html::comparison(&compared);
+    assert_eq!((page.matches("<script").count(), page.matches("</script").count()), (2, 2));
+
+    let trace = folder.path().join("trace.pftrace");
+    timeline::write(&session, Window::ALL, &trace).unwrap();
+    let trace = unpacked(&fs::read(trace).unwrap());
+    let holds = |text: &str| trace.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(holds("engine_core"), "texts are there as they are");
+    for hostile in session::HOSTILE {
+        let shown = text::visible(hostile);
+        assert!(shown == hostile || !holds(hostile), "{shown}");
+    }
+
+    let names = tables::names(&session);
+    let (_, columns) = tables::read(&session, &names).unwrap();
+    let mut texts = 0;
+    for column in columns.values().flat_map(|table| &table.batches).flat_map(|batch| batch.columns()) {
+        // A text, or one of few that is many times there.
+        let values = column.as_any_dictionary_opt().map_or(column, |few| few.values());
+        for text in values.as_string_opt::<i32>().into_iter().flatten().flatten() {
+            assert_eq!(text::visible(text), text);
+            texts += 1;
+        }
+    }
+    assert!(texts > session::HOSTILE.len());
 }

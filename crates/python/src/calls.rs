@@ -41,6 +41,12 @@ pub(crate) fn without_secrets(text: &str) -> String {
     profilemate_redact::text(text)
 }
 
+/// Says a line on stderr. It raises nothing, whatever stderr is.
+#[pyfunction]
+pub(crate) fn say(text: &str) {
+    crate::failure::line(text);
+}
+
 /// A name for a new session folder.
 #[pyfunction]
 pub(crate) fn new_session_name() -> String {

@@ -8,6 +8,7 @@
 use crate::device;
 use crate::failure::{self, FAILURES_UNTIL_OFF, Fault};
 use crate::state::{self, State, WORKER};
+use core::ffi::c_void;
 use profilemate_cuda::Stream;
 use profilemate_cuda::device::{Cells, DevicePointer, ExpertCounters, MOST_EXPERTS, Weight};
 use profilemate_experts::{Book, Counters, Element, Layer, Matrix, Tokens, count_chosen, count_weights};
@@ -179,7 +180,7 @@ pub(crate) fn count_experts(
         4 => Element::I32,
         _ => Element::I64,
     };
-    let chosen = Matrix { data: data as *const u8, rows, columns, row_stride, column_stride, element };
+    let chosen = Matrix { data: data as *const c_void, rows, columns, row_stride, column_stride, element };
     guard(py, |state| {
         let tokens = tokens(state, first_row, first_token);
         if let Some(Experts { place: Place::Host { words, .. }, book, .. }) = &mut state.experts {
@@ -204,7 +205,7 @@ pub(crate) fn count_expert_weights(
     first_token: usize,
 ) {
     let element = Element::F32;
-    let weights = Matrix { data: data as *const u8, rows, columns, row_stride, column_stride, element };
+    let weights = Matrix { data: data as *const c_void, rows, columns, row_stride, column_stride, element };
     guard(py, |state| {
         let tokens = tokens(state, first_row, first_token);
         if let Some(Experts { place: Place::Host { words, .. }, book, .. }) = &mut state.experts {

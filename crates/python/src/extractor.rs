@@ -8,7 +8,7 @@ use crate::state;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 /// What an extractor told us about a call.
 #[derive(Clone, Copy, Default)]
@@ -86,7 +86,7 @@ impl<'py> Call<'py> {
         }
         // SAFETY: a live tuple, by the promise of `new`; an argument for each name lies behind the others.
         unsafe {
-            let names = Bound::from_borrowed_ptr(self.py, self.keywords).cast_into::<pyo3::types::PyTuple>()?;
+            let names = Bound::from_borrowed_ptr(self.py, self.keywords).cast_into::<PyTuple>()?;
             for (i, each) in names.iter().enumerate() {
                 if each.eq(name)? {
                     return Ok(Some(Bound::from_borrowed_ptr(self.py, *self.arguments.add(self.count + i))));
@@ -151,7 +151,7 @@ pub(crate) fn told(object: &Bound<'_, PyAny>) -> PyResult<Told> {
     if object.is_none() {
         return Ok(Told::default());
     }
-    if let Ok(tuple) = object.cast::<pyo3::types::PyTuple>() {
+    if let Ok(tuple) = object.cast::<PyTuple>() {
         let number = |i: usize| -> PyResult<Option<u64>> {
             let Ok(item) = tuple.get_item(i) else { return Ok(None) };
             if item.is_none() {
@@ -203,6 +203,33 @@ pub(crate) unsafe fn call_python(
         }
         Some(told(&Bound::from_owned_ptr(py, object)))
     }
+}
+
+/// Calls an extractor, native or not, with these arguments: gives what a Python one would return. For tests, which put
+/// something between a hook and its extractor.
+#[pyfunction]
+#[pyo3(signature = (extractor, *arguments, **keywords))]
+pub(crate) fn extract<'py>(
+    extractor: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+    keywords: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = extractor.py();
+    let Some(function) = Extractor::function_of(extractor) else {
+        return extractor.call(arguments, keywords);
+    };
+    let named: Vec<_> = keywords.into_iter().flat_map(|keywords| keywords.iter()).collect();
+    let names = PyTuple::new(py, named.iter().map(|(name, _)| name))?;
+    let all: Vec<_> = arguments.iter().chain(named.iter().map(|(_, value)| value.clone())).collect();
+    let pointers: Vec<_> = all.iter().map(Bound::as_ptr).collect();
+    let names = if named.is_empty() { std::ptr::null_mut() } else { names.as_ptr() };
+    // SAFETY: `all` and `names` outlive the call, and lie as vectorcall has them.
+    let call = unsafe { Call::new(py, extractor.as_ptr(), pointers.as_ptr(), arguments.len(), names) };
+    let told = function(&call)?;
+    if told.skip {
+        return Ok(pyo3::types::PyBool::new(py, false).to_owned().into_any());
+    }
+    Ok((told.step, told.value_a, told.value_b).into_pyobject(py)?.into_any())
 }
 
 /// An exact number of Python's, read without making another one.

@@ -1,9 +1,11 @@
 //! What happens when something of ours fails inside vLLM: it is caught, counted, said once, and soon switched off.
 
 use crate::state;
+use pyo3::exceptions::PyException;
 use pyo3::ffi::{self, PyObject};
+use pyo3::panic::PanicException;
 use pyo3::prelude::*;
-use std::io::Write;
+use pyo3::type_object::PyTypeInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Failures after which a probe is switched off.
@@ -30,7 +32,7 @@ pub(crate) fn requested_fault() -> Fault {
 
 /// One line on stderr, in one write; never on stdout, never a panic.
 pub(crate) fn line(text: &str) {
-    let _ = std::io::stderr().write_all(format!("profilemate: {text}\n").as_bytes());
+    profilemate_record::complain(text);
 }
 
 /// Panics of ours are reported by [`report`], in one line, and not by the standard library in many. This module has
@@ -62,11 +64,16 @@ pub(crate) fn report(py: Python<'_>, probe: &str, what: &str, switched_off: bool
 
 /// What was caught from a Python extractor.
 pub(crate) enum Caught {
-    /// An ordinary exception: ours to swallow.
+    /// An ordinary exception, or a panic of ours that PyO3 made one of: ours to swallow.
     Ours(String),
     /// Not an `Exception` (`KeyboardInterrupt`, `SystemExit`): a signal handler raised it while our code happened to
     /// run. It belongs to vLLM and is set again.
     NotOurs,
+}
+
+/// Whether an error is ours to swallow, see [`Caught`].
+pub(crate) fn is_ours(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyException>(py) || error.is_instance_of::<PanicException>(py)
 }
 
 /// Takes the exception that is set.
@@ -74,10 +81,18 @@ pub(crate) enum Caught {
 /// # Safety
 /// The GIL is held and an exception is set.
 pub(crate) unsafe fn take_exception(py: Python<'_>) -> Caught {
-    // SAFETY: the GIL is held; the three out-pointers are valid.
-    let is_ours = unsafe { ffi::PyErr_ExceptionMatches(ffi::PyExc_Exception) != 0 };
+    // SAFETY: the GIL is held, and an exception is set. PyO3's own `fetch` would go on with a panic, so it is not asked.
+    let (is_panic, is_ours) = unsafe {
+        let is_panic = ffi::PyErr_ExceptionMatches(PanicException::type_object_raw(py).cast()) != 0;
+        (is_panic, is_panic || ffi::PyErr_ExceptionMatches(ffi::PyExc_Exception) != 0)
+    };
     if !is_ours {
         return Caught::NotOurs;
+    }
+    if is_panic {
+        // SAFETY: as above.
+        unsafe { ffi::PyErr_Clear() };
+        return Caught::Ours("panic".to_owned());
     }
     let error = PyErr::fetch(py);
     let name = error.get_type(py).name().map(|name| name.to_string()).unwrap_or_default();

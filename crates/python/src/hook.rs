@@ -251,7 +251,11 @@ unsafe fn no_extract(
 ) -> Outcome {
     let what = match result {
         Ok(Some(Ok(told))) => return Outcome::Told(told),
-        Ok(Some(Err(error))) => error.to_string(),
+        Ok(Some(Err(error))) if failure::is_ours(py, &error) => error.to_string(),
+        Ok(Some(Err(error))) => {
+            error.restore(py);
+            return Outcome::Propagate;
+        }
         // SAFETY: by the caller's promise.
         Ok(None) => match unsafe { failure::take_exception(py) } {
             Caught::Ours(what) => what,
@@ -353,33 +357,35 @@ unsafe extern "C" fn call(
         let label = enter(py, hook, &told);
         INSIDE.set(inside | group);
         if matches!((*hook).kind, WARM_UP | DUMMY) {
-            device::leave_work(py);
+            guarded(py, hook, || device::leave_work(py));
         }
         let marks = (*hook).marks;
         if marks != 0 {
-            gpu::entered(py, marks);
+            guarded(py, hook, || gpu::entered(py, marks));
         }
         let range = nvtx::begin((*hook).range_name);
         let is_timed = matches!((*hook).kind, TIMED_SPAN | SAMPLED_SPAN);
-        let number = if is_timed && !told.skip { gpu::call_begins(py) } else { None };
+        let number =
+            if is_timed && !told.skip { guarded(py, hook, || gpu::call_begins(py)).flatten() } else { None };
         let (stamp, section) = ((*hook).stamp, (*hook).section);
         let is_stamped = stamp | section != 0;
-        let stamped = if is_stamped { layers::entered(py, stamp, section) } else { 0 };
+        let stamped =
+            if is_stamped { guarded(py, hook, || layers::entered(py, stamp, section)).unwrap_or(0) } else { 0 };
         let has_begun = has_extractor || marks != 0 || range.is_some() || is_timed || is_stamped;
         let begin = if has_begun { clock::ticks() } else { entered };
         let result = call_target((*hook).target, arguments, count, keywords);
         let end = clock::ticks();
         if is_stamped && !result.is_null() {
-            layers::returned(py, stamped, section);
+            guarded(py, hook, || layers::returned(py, stamped, section));
         }
         if let Some(number) = number {
-            gpu::call_ended(py, number, result.is_null());
+            guarded(py, hook, || gpu::call_ended(py, number, result.is_null()));
         }
         if let Some(range) = range {
             range.end();
         }
         if marks != 0 && !result.is_null() {
-            gpu::returned(py, marks);
+            guarded(py, hook, || gpu::returned(py, marks));
         }
         INSIDE.set(INSIDE.get() & !group);
         if !(*hook).after.is_null() && !result.is_null() && !(*hook).off {
@@ -417,6 +423,23 @@ unsafe fn recording_or_call(py: Python<'_>, hook: *mut Hook) -> bool {
     // SAFETY: by the caller's promise.
     let kind = unsafe { (*hook).kind };
     kind == CALL || state::with(py, |state| state.is_recording() && (kind != SAMPLED_SPAN || state.is_sampled()))
+}
+
+/// Does something about the GPU. A panic in it is a failure of the probe.
+///
+/// # Safety
+/// `hook` is one of our objects.
+#[inline]
+unsafe fn guarded<T>(py: Python<'_>, hook: *mut Hook, ours: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(ours)) {
+        Ok(done) => Some(done),
+        Err(payload) => {
+            // SAFETY: by the caller's promise; nothing else holds a reference to it at this moment (the GIL is held).
+            // `failed` makes no Python objects but the text of our own name.
+            unsafe { (*hook).failed(py, &failure::panic_text(payload.as_ref())) };
+            None
+        }
+    }
 }
 
 /// What has to be set before vLLM's function runs. Returns the label to restore.

@@ -25,8 +25,8 @@ mod _native {
     #[pymodule_export]
     use crate::calls::{
         add_role, close, command_line, cuda_counters, cuda_driver_version, encoder_input, fact, is_open, limits,
-        new_session_name, open, sessions_folder_ready, set_debug_interval, settings, statistics, ticks, use_cuda,
-        without_secrets, worker_step, write_span,
+        new_session_name, open, say, sessions_folder_ready, set_debug_interval, settings, statistics, ticks,
+        use_cuda, without_secrets, worker_step, write_span,
     };
     #[pymodule_export]
     use crate::device::{load_device_code, use_step_word};
@@ -47,7 +47,7 @@ mod _native {
     #[pymodule_export]
     use crate::extract::worker::Dispatch;
     #[pymodule_export]
-    use crate::extractor::Extractor;
+    use crate::extractor::{Extractor, extract};
     #[pymodule_export]
     use crate::garbage::on_garbage_collection;
     #[pymodule_export]
@@ -59,6 +59,11 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::failure::silence_panics();
+        // Python has none where the descriptor was closed when it began.
+        if module.py().import("sys")?.getattr("__stderr__")?.is_none() {
+            profilemate_record::be_silent();
+        }
+        module.add("PanicException", module.py().get_type::<pyo3::panic::PanicException>())?;
         module.add("Hook", crate::hook::make_type(module.py())?)?;
         for (name, function) in crate::extractor::EXTRACTORS {
             module.add(*name, Extractor::new(name, *function))?;

@@ -7,12 +7,12 @@ use crate::mapping::Mapping;
 use crate::{Error, clock};
 use profilemate_format::head::{ANCHOR_BANKS, Anchor, MAX_ANCHORS, counter};
 use profilemate_format::segment::{HEADER_BYTES, SegmentHeader};
-use profilemate_format::{SEGMENT_EXTENSION, record::RECORD_BYTES};
+use profilemate_format::{HEAD_EXTENSION, SEGMENT_EXTENSION, record::RECORD_BYTES};
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -93,6 +93,7 @@ impl Keeper {
             oldest: 0,
             looks_until_try: 0,
             complained: false,
+            complained_of_loss: false,
             anchors: Anchors::new(clock::anchor()),
         };
         state.publish_anchors();
@@ -126,6 +127,7 @@ struct State {
     oldest: u64,
     looks_until_try: u32,
     complained: bool,
+    complained_of_loss: bool,
     anchors: Anchors,
 }
 
@@ -150,6 +152,7 @@ impl State {
 
     fn look(&mut self) {
         let current = self.shared.current.load(Ordering::Acquire);
+        self.say_what_is_lost();
         // The writer never returns to a segment it has left.
         while self.mapped.front().is_some_and(|(index, _)| *index < current) {
             self.mapped.pop_front();
@@ -162,6 +165,23 @@ impl State {
         if self.anchors.offer(clock::anchor()) {
             self.publish_anchors();
         }
+    }
+
+    fn say_what_is_lost(&mut self) {
+        if self.complained_of_loss {
+            return;
+        }
+        let segment = self.mapped.iter().find(|(_, mapping)| mapping.is_lost()).map(|(index, _)| *index);
+        let path = match segment {
+            Some(index) => self.plan.path(index),
+            None if self.shared.head.is_lost() => self.plan.base.with_added_extension(HEAD_EXTENSION),
+            None => return,
+        };
+        self.complained_of_loss = true;
+        complain(&format!(
+            "{} was cut short, or its disk failed: the records in it are lost, and the server is not affected",
+            path.display()
+        ));
     }
 
     fn make_next(&mut self, index: u64) {
@@ -300,13 +320,15 @@ pub fn start_thread(
 }
 
 /// Runs `start` with all signals blocked, and so every thread that it starts: the signals of the process are for the
-/// host's own threads, which may have blocked some of them to wait for them.
+/// host's own threads, which may have blocked some of them to wait for them. SIGBUS stays open: a thread that has it
+/// blocked when it runs into one ends the process (see [`crate::guard`]).
 fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     // SAFETY: all zero is a value of this plain type.
     let (mut all, mut before) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     // SAFETY: both point to signal sets of this function.
     unsafe {
         libc::sigfillset(&raw mut all);
+        libc::sigdelset(&raw mut all, libc::SIGBUS);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
     }
     let started = start();
@@ -315,9 +337,20 @@ fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
+/// Whether [`complain`] has nowhere to write to.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Nothing is said from here on: for a process that began without a standard error, where its descriptor may be anything by now.
+pub fn be_silent() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
 /// One line on stderr, in one write. Never panics, whatever stderr is.
-pub(crate) fn complain(text: &str) {
+pub fn complain(text: &str) {
     use std::io::Write;
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let _ = std::io::stderr().write_all(format!("profilemate: {text}\n").as_bytes());
 }
 

@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod fork;
+mod guard;
 mod keeper;
 pub mod liveness;
 mod mapping;
@@ -16,7 +17,7 @@ mod past;
 pub mod session_folder;
 mod writer;
 
-pub use keeper::start_thread;
+pub use keeper::{be_silent, complain, start_thread};
 pub use past::PastLog;
 pub use writer::{Options, Writer};
 

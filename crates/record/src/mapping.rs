@@ -1,12 +1,15 @@
 //! Files that are allocated in full before they are mapped.
 //!
 //! A sparse file would let a full disk kill the host: the kernel answers a store to a page it cannot allocate with
-//! SIGBUS. So blocks are reserved first, and a file whose blocks cannot be reserved is never mapped.
+//! SIGBUS. So blocks are reserved first, and a file whose blocks cannot be reserved is never mapped. What may happen to a
+//! file after that is the business of [`crate::guard`].
 
 use crate::Error;
+use crate::guard::Guard;
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fchmod, open};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -16,6 +19,8 @@ use std::ptr::NonNull;
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     length: usize,
+    /// Ends before the mapping does.
+    guard: ManuallyDrop<Guard>,
 }
 
 // SAFETY: the mapping is memory of the process, not of a thread. Who writes where is settled by `Writer` and `Keeper`.
@@ -49,15 +54,21 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
         let base = unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0)? };
         let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::INVAL)?;
+        let guard = ManuallyDrop::new(Guard::new(base.addr().get(), length));
         // Faults are taken here rather than on vLLM's threads. Older kernels do not know the advice; then they are not.
         // SAFETY: the range is the mapping made above.
         let _ = unsafe { madvise(base.as_ptr().cast(), length, Advice::LinuxPopulateWrite) };
-        Ok(Self { base, length })
+        Ok(Self { base, length, guard })
     }
 
     /// First byte.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
+    }
+
+    /// Whether somebody took the file away, so that memory stands in its place.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.guard.is_lost()
     }
 
     /// Copies `bytes` to `offset`.
@@ -80,6 +91,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // SAFETY: this is the only place that drops it. Behind it the addresses may be anybody's.
+        unsafe { ManuallyDrop::drop(&mut self.guard) };
         // SAFETY: the range is ours and nobody uses it once its owner drops it.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
     }

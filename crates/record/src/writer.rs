@@ -19,6 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Extension of a head until it is locked and complete: no reader knows it.
 const NEW_HEAD_EXTENSION: &str = "head.new";
 
+/// Logs of one name (role, rank and process id) that a session may have.
+const MOST_OF_ONE_NAME: u32 = 100_000;
+
 /// How a log is made.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -159,13 +162,18 @@ impl Writer {
         loop {
             let base = raw.join(if number == 1 { name.clone() } else { format!("{name}~{number}") });
             number += 1;
-            let new = base.with_added_extension(NEW_HEAD_EXTENSION);
+            let (new, head) =
+                (base.with_added_extension(NEW_HEAD_EXTENSION), base.with_added_extension(HEAD_EXTENSION));
+            // Process ids are given out again: in a long session there may be many logs of one.
+            if number < MOST_OF_ONE_NAME && head.exists() {
+                continue;
+            }
             match Mapping::create(&new, TEXT_OFFSET + text_capacity) {
                 Err(Error::File { source, .. })
-                    if source.kind() == std::io::ErrorKind::AlreadyExists && number < 1000 => {}
+                    if source.kind() == std::io::ErrorKind::AlreadyExists && number < MOST_OF_ONE_NAME => {}
                 Err(error) => return Err(error),
-                // Asked only now: whoever holds the new name is the only one who may make the other.
-                Ok(_) if number < 1000 && base.with_added_extension(HEAD_EXTENSION).exists() => {
+                // Asked once more: whoever holds the new name is the only one who may make the other.
+                Ok(_) if number < MOST_OF_ONE_NAME && head.exists() => {
                     let _ = std::fs::remove_file(new);
                 }
                 Ok((mapping, _)) => {

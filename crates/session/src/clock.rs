@@ -248,6 +248,46 @@ mod tests {
         }
     }
 
+    /// Anchors a second apart, whose wall clock is set by so many seconds before each.
+    fn stepped(steps: &[i64]) -> (Vec<Anchor>, Vec<Anchor>) {
+        let (mut plain, mut set, mut ahead) = (Vec::new(), Vec::new(), 0);
+        for (number, step) in (1..).zip(steps) {
+            ahead += step * 1_000_000_000;
+            let at = number * 1_000_000_000;
+            let realtime_ns = 1_700_000_000_000_000_000 + at;
+            plain.push(Anchor { ticks: 3 * at, monotonic_ns: at, realtime_ns });
+            let realtime_ns = realtime_ns.checked_add_signed(ahead).unwrap();
+            set.push(Anchor { ticks: 3 * at, monotonic_ns: at, realtime_ns });
+        }
+        (plain, set)
+    }
+
+    #[test]
+    fn setting_the_wall_clock_moves_no_event() {
+        let identity = identity(ClockSource::X86Tsc, 3_000_000_000);
+        for steps in [[0, 3600, 0, 0, 0, 0], [0, 0, -3600, 0, 7200, 0], [0, -1, -1, -1, -1, -1]] {
+            let (plain, set) = stepped(&steps);
+            let (plain, set) = (Clock::new(&identity, &plain), Clock::new(&identity, &set));
+            assert_eq!(set.implausible_anchors, 0, "{steps:?}");
+            for ticks in (0..30_000_000_000).step_by(700_000_000) {
+                assert_eq!(set.monotonic_ns(ticks), plain.monotonic_ns(ticks), "{steps:?}");
+                assert_eq!(set.duration_ns(ticks), plain.duration_ns(ticks), "{steps:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_of_day_is_understood_by_the_clock_as_it_was_set_then() {
+        let identity = identity(ClockSource::X86Tsc, 3_000_000_000);
+        let (_, anchors) = stepped(&[0, 0, 3600, 0, -7200, 0]);
+        let clock = Clock::new(&identity, &anchors);
+        for anchor in &anchors {
+            // A float of the time of day has a quarter of a microsecond.
+            let found = clock.monotonic_ns_of_realtime(anchor.realtime_ns as f64 / 1e9).unwrap();
+            assert!(found.abs_diff(anchor.monotonic_ns) < 1_000, "{found} for {anchor:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn later_ticks_are_never_earlier_times(

@@ -15,7 +15,7 @@ use profilemate_format::{ENDIAN_MARK, FormatError, HEAD_EXTENSION, SEGMENT_EXTEN
 
 use crate::clock::Clock;
 use crate::log::{Log, Segment, is_alive};
-use crate::reader::Slots;
+use crate::reader::{Beside, Slots};
 use crate::{Damage, Error};
 
 /// Most bytes of a head that are read, whatever it claims.
@@ -280,7 +280,7 @@ fn survey_log(index: usize, mut files: Vec<(u64, SegmentFile)>, survey: &mut Sur
             Some(Ok(header)) => header.slots,
             _ => in_file,
         };
-        let mut reader = match Slots::open(&file.path, slots, buffer) {
+        let mut reader = match Slots::open(&file.path, slots, buffer, Beside::Few) {
             Ok(reader) => reader,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 buffer = Vec::new();
@@ -446,7 +446,7 @@ fn orphan(file: &SegmentFile, survey: &mut Survey) -> Result<(), Error> {
         survey.damaged(&file.path, format!("{}; left out", error.unwrap_or_default()));
         return Ok(());
     }
-    let mut slots = match Slots::open(&file.path, u32::MAX, Vec::new()) {
+    let mut slots = match Slots::open(&file.path, u32::MAX, Vec::new(), Beside::Few) {
         Ok(slots) => slots,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io(&file.path)(error)),

@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::clock::Clock;
 use crate::name::{Component, Name};
-use crate::reader::Records;
+use crate::reader::{Beside, Records};
 
 /// A segment of a log.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ pub struct Log {
 impl Log {
     /// Its records, in the order in which they were committed.
     pub fn records(&self) -> Records<'_> {
-        Records::new(self)
+        Records::new(self, Beside::Few)
     }
 
     /// What the string with this id means as a name.

@@ -9,7 +9,7 @@ use std::collections::binary_heap::PeekMut;
 
 use crate::event::{Edge, Event};
 use crate::name::Name;
-use crate::reader::Records;
+use crate::reader::{Beside, Records};
 use crate::{Error, Session};
 use profilemate_format::record::{Label, Payload, Record};
 
@@ -56,6 +56,7 @@ impl<'a> Events<'a> {
     pub(crate) fn new(session: &'a Session) -> Result<Self, Error> {
         let mut streams = Vec::with_capacity(session.logs.len());
         let mut order = BinaryHeap::new();
+        let beside = Beside::of(session.logs.len());
         for (log_index, log) in session.logs.iter().enumerate() {
             let nothing = Record {
                 ticks: 0,
@@ -66,7 +67,8 @@ impl<'a> Events<'a> {
                 payload: Payload::Unknown { kind: 0, words: [0; 4] },
             };
             let next = Event::new(log, log_index, session.start.monotonic_ns, nothing);
-            let mut stream = Stream { session, log_index, records: log.records(), next, end_follows: false };
+            let mut stream =
+                Stream { session, log_index, records: Records::new(log, beside), next, end_follows: false };
             if let Some(key) = stream.advance()? {
                 order.push(Reverse((key, log_index)));
             }

@@ -2,7 +2,7 @@
 //! shrinks or vanishes while it is read is an error and not a signal, as it would be with a mapping.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +13,29 @@ use rustix::fs::OFlags;
 use crate::Error;
 use crate::log::Log;
 
-/// Bytes read at once; a multiple of the size of a record.
-const BUFFER_BYTES: usize = 256 << 10;
+/// How many logs are read at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    /// Each has a large buffer, and its file stays open.
+    Few,
+    /// A file is open only while something is read from it: a process may have no more than 1024 open, as a rule.
+    Many,
+}
+
+impl Beside {
+    /// With this many logs.
+    pub(crate) fn of(logs: usize) -> Self {
+        if logs <= 256 { Self::Few } else { Self::Many }
+    }
+
+    /// Bytes read at once; a multiple of the size of a record.
+    const fn buffer_bytes(self) -> usize {
+        match self {
+            Self::Few => 256 << 10,
+            Self::Many => 16 << 10,
+        }
+    }
+}
 
 /// Opens a file of a raw log: no link, and no pipe that would keep a reader waiting.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
@@ -38,7 +59,12 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// The slots of one segment file.
 pub(crate) struct Slots {
-    file: File,
+    /// `None` while many are read and this one is not.
+    file: Option<File>,
+    path: PathBuf,
+    /// Bytes read of the file.
+    position: u64,
+    beside: Beside,
     buffer: Vec<u8>,
     at: usize,
     filled: usize,
@@ -48,16 +74,18 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// Opens a segment and skips its header; `slots` bounds how many are read.
-    pub(crate) fn open(path: &Path, slots: u32, buffer: Vec<u8>) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, slots: u32, buffer: Vec<u8>, beside: Beside) -> io::Result<Self> {
         let mut file = open(path)?;
         let mut header = [0; HEADER_BYTES];
         let filled = read_full(&mut file, &mut header)?;
         // A small file needs no large buffer; one that grows meanwhile is read in more pieces.
-        let length = usize::try_from(file.metadata()?.len()).unwrap_or(BUFFER_BYTES);
+        let most = beside.buffer_bytes();
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(most);
         let mut buffer = buffer;
-        buffer.resize(length.next_multiple_of(RECORD_BYTES).clamp(RECORD_BYTES, BUFFER_BYTES), 0);
+        buffer.resize(length.next_multiple_of(RECORD_BYTES).clamp(RECORD_BYTES, most), 0);
         let limit = if filled < HEADER_BYTES { 0 } else { slots };
-        Ok(Self { file, buffer, at: 0, filled: 0, slot: 0, limit })
+        let (path, position) = (path.to_owned(), filled as u64);
+        Ok(Self { file: Some(file), path, position, beside, buffer, at: 0, filled: 0, slot: 0, limit })
     }
 
     /// The next slot and its number; `None` at the end of the file or of what was asked for. A last part of a slot
@@ -85,7 +113,23 @@ impl Slots {
     /// Reads on when the buffer is used up; whether there is anything.
     #[cold]
     fn fill(&mut self) -> io::Result<bool> {
-        self.filled = read_full(&mut self.file, &mut self.buffer)?;
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => match open(&self.path) {
+                Ok(mut file) => {
+                    file.seek(SeekFrom::Start(self.position))?;
+                    file
+                }
+                // Deleted meanwhile, as whole segments that come later may be.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(error) => return Err(error),
+            },
+        };
+        self.filled = read_full(&mut file, &mut self.buffer)?;
+        self.position += self.filled as u64;
+        if self.beside == Beside::Few {
+            self.file = Some(file);
+        }
         self.at = 0;
         Ok(self.filled > 0)
     }
@@ -100,11 +144,12 @@ impl Slots {
 pub struct Records<'a> {
     segments: std::slice::Iter<'a, crate::log::Segment>,
     current: Option<(Slots, PathBuf)>,
+    beside: Beside,
 }
 
 impl<'a> Records<'a> {
-    pub(crate) fn new(log: &'a Log) -> Self {
-        Self { segments: log.segments.iter(), current: None }
+    pub(crate) fn new(log: &'a Log, beside: Beside) -> Self {
+        Self { segments: log.segments.iter(), current: None, beside }
     }
 
     /// The next record.
@@ -137,7 +182,7 @@ impl<'a> Records<'a> {
             if segment.slots == 0 {
                 continue;
             }
-            match Slots::open(&segment.path, segment.slots, buffer) {
+            match Slots::open(&segment.path, segment.slots, buffer, self.beside) {
                 Ok(slots) => {
                     self.current = Some((slots, segment.path.clone()));
                     return Ok(true);

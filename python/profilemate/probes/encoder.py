@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from profilemate import _native, session
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.session import hook_override
 
 _PROFILERS = ("encoder_decoder_timing",)
@@ -375,8 +375,8 @@ HOOKS = (
         kind=_native.CALL,
         lane=_native.WORKER,
         before=_before_mark_tower,
-        # Not there before 0.17.
         optional=True,
+        without="before vLLM 0.15 a model does not say which of its parts are encoders: the names of its modules tell",
     ),
     HookSpec(
         name="encoder.cuda_graphs",
@@ -388,10 +388,38 @@ HOOKS = (
         group="encoder",
         before=_before_encoder,
         after=_after_encoder_graphs,
-        # Not there before 0.20.
         optional=True,
+        without="before vLLM 0.19 encoders run without CUDA graphs: nothing is lost",
     ),
     _manager_hook("check_and_update_cache", _before_check, _after_check),
     _manager_hook("can_allocate", _before_can_allocate, _after_can_allocate),
     _manager_hook("allocate", _before_allocate, _after_allocate),
+)
+
+_CHECKS = ("encoder_cache.check_and_update_cache", "encoder_cache.can_allocate", "encoder_cache.allocate")
+_LOADS = ("worker.load_model",)
+_INTERFACE = ("vllm.model_executor.models.interfaces:SupportsMultiModal",)
+_GUESSED = "parts of a multimodal model are told by the names of its modules"
+
+READS = (
+    Reads((f"{_MANAGER}:EncoderCacheManager",), ("cache_size", "freed", "cached"), _CHECKS),
+    Reads((f"{_MANAGER}:EncoderCacheManager",), ("num_freeable_slots", "num_free_slots"), _CHECKS, one_of=True),
+    Reads(
+        ("vllm.v1.request:Request",),
+        ("get_num_encoder_embeds", "get_num_encoder_tokens"),
+        _CHECKS,
+        one_of=True,
+    ),
+    Reads(("vllm.v1.request:Request",), ("mm_features",), _CHECKS),
+    Reads(("vllm.multimodal.inputs:MultiModalFeatureSpec",), ("identifier", "modality"), _CHECKS),
+    Reads(
+        ("vllm.v1.worker.encoder_cudagraph:EncoderCudaGraphManager",),
+        ("graph_hits", "graph_misses"),
+        ("encoder.cuda_graphs",),
+    ),
+    Reads(("vllm.v1.worker.gpu_model_runner:GPUModelRunner",), ("get_model",), _LOADS),
+    Reads(_INTERFACE, ("embed_multimodal", "get_multimodal_embeddings"), _LOADS, one_of=True),
+    Reads(_INTERFACE, ("supports_multimodal", "get_language_model"), _LOADS),
+    Reads(_INTERFACE, ("_tower_model_names", "_language_model_names"), _LOADS, without=_GUESSED),
+    Reads(("vllm.config:CompilationConfig",), ("static_forward_context",), _LOADS),
 )

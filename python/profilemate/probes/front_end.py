@@ -70,6 +70,13 @@ HOOKS = (
 
 READS = (
     Reads(
+        ("vllm.renderers.base:BaseRenderer",),
+        ("_tokenize_prompt",),
+        ("tokenizer.encode",),
+        without="the API server tokenizes elsewhere: only an offline `LLM` has `tokenization` in "
+        "cpu_operations_timing.csv",
+    ),
+    Reads(
         ("vllm.v1.engine.async_llm:AsyncLLM.__init__()",),
         ("client_index",),
         ("front_end.async_llm",),
@@ -87,8 +94,13 @@ READS = (
         without="the id that the client gave is the engine's own there: nothing is lost",
     ),
     Reads(
+        ("vllm.v1.engine.output_processor:OutputProcessor.process_outputs()",),
+        ("engine_core_outputs@1", "engine_core_timestamp@2"),
+        ("output_processor.process_outputs",),
+    ),
+    Reads(
         ("vllm.v1.engine.output_processor:OutputProcessor.add_request()",),
-        ("request_index",),
+        ("request@1", "request_index@4"),
         ("output_processor.add_request",),
     ),
 )

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from profilemate import _native, session
+from profilemate.hooks import Reads
 from profilemate.settings import settings
 
 
@@ -57,3 +58,8 @@ def note_cuda_graphs(taken: Any) -> None:
     """Graphs were captured: `capture_model` returns what that took of the device, by vLLM's own measure."""
     if isinstance(taken, int) and taken > 0 and settings()["gpu_memory"]:
         _native.fact("gpu_memory_cuda_graph_bytes", str(taken))
+
+
+READS = (
+    Reads(("vllm.v1.worker.gpu_model_runner:GPUModelRunner",), ("model_memory_usage",), ("worker.load_model",)),
+)

@@ -74,6 +74,7 @@ FORWARD = HookSpec(
     span="forward",
     without="vLLM 0.11.0 calls the model in the middle of `execute_model`: the model's own method is hooked when it is "
     "loaded, and nothing is lost",
+    stand_in="worker.load_model",
 )
 
 HOOKS = (
@@ -143,6 +144,33 @@ HOOKS = (
 )
 
 READS = (
+    Reads((f"{_V1}",), ("input_batch",), ("model_runner.sample",)),
+    Reads(
+        ("vllm.v1.worker.gpu_input_batch:InputBatch",),
+        (
+            *("req_id_to_index", "greedy_reqs", "top_k_reqs", "top_p_reqs", "num_logprobs", "sampling_metadata"),
+            *("frequency_penalties_reqs", "presence_penalties_reqs", "repetition_penalties_reqs", "generators"),
+            *("bad_words_token_ids", "has_allowed_token_ids", "logitsprocs"),
+        ),
+        ("model_runner.sample",),
+    ),
+    Reads(("vllm.v1.sample.metadata:SamplingMetadata",), ("max_num_logprobs",), ("model_runner.sample",)),
+    Reads(
+        ("vllm.v1.sample.logits_processor.builtin:MinPLogitsProcessor",),
+        ("min_p_count",),
+        ("model_runner.sample",),
+    ),
+    Reads(
+        ("vllm.v1.core.sched.output:GrammarOutput", "vllm.v1.core.sched.output:SchedulerOutput"),
+        ("structured_output_request_ids",),
+        ("model_runner.grammar_bitmask",),
+    ),
+    Reads((f"{_V1}.execute_model()",), ("scheduler_output@1",), ("model_runner.execute_model",)),
+    Reads(
+        ("vllm.v1.worker.gpu.model_runner:GPUModelRunner.execute_model()",),
+        ("scheduler_output@1",),
+        ("model_runner_v2.execute_model",),
+    ),
     Reads(
         ("vllm.v1.core.sched.output:SchedulerOutput",),
         ("total_num_scheduled_tokens", "num_scheduled_tokens"),

@@ -7,7 +7,7 @@ before, and has ended when `execute_model` returns, which launches nothing behin
 from __future__ import annotations
 
 from profilemate import _native
-from profilemate.hooks import HookSpec
+from profilemate.hooks import HookSpec, Reads
 from profilemate.probes.model_runner import NO_V2, STEP, TIMED, output_hook, sample_tokens_hooks
 
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
@@ -50,6 +50,7 @@ HOOKS = (
         span="sampling",
         before=_native.before_sample_v2,
         optional=True,
+        without=NO_V2,
     ),
     HookSpec(
         name="model_runner_v2.sampler_add_request",
@@ -80,5 +81,29 @@ HOOKS = (
         span="dummy_run",
         optional=True,
         without=NO_V2,
+    ),
+)
+
+_SAMPLER = "vllm.v1.worker.gpu.sample.sampler:Sampler"
+_NO_MIX = "what a batch asks of the sampler is not said"
+
+READS = (
+    Reads((f"{_V2}.sample()",), ("input_batch@2", "grammar_output"), ("model_runner_v2.sample",)),
+    Reads((_V2,), ("sampler",), ("model_runner_v2.sample",)),
+    Reads((f"{_SAMPLER}.add_request()",), ("req_idx@1",), ("model_runner_v2.sampler_add_request",)),
+    Reads((f"{_SAMPLER}.add_request()",), ("sampling_params",), ("model_runner_v2.sampler_add_request",)),
+    Reads((_SAMPLER,), ("sampling_states",), ("model_runner_v2.sampler_add_request",), without=_NO_MIX),
+    Reads(
+        ("vllm.v1.worker.gpu.sample.states:SamplingStates",),
+        ("vocab_size",),
+        ("model_runner_v2.sampler_add_request",),
+        without="a top_k of the whole vocabulary counts as one",
+    ),
+    Reads(("vllm.v1.worker.gpu.input_batch:InputBatch",), ("idx_mapping_np",), ("model_runner_v2.sample",)),
+    Reads(
+        ("vllm.v1.worker.gpu.input_batch:InputBatch",),
+        ("is_prefilling_np",),
+        ("model_runner_v2.sample",),
+        without="sequences whose prompt is not complete count as sampled",
     ),
 )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from profilemate import _native, session
+from profilemate.hooks import Reads
 from profilemate.settings import settings
 
 _PROFILER = "moe_expert_tracking"
@@ -492,3 +493,21 @@ def _cpu_operations(placement: _Placement) -> Any:
         torch.library.register_fake(f"profilemate::{name}", _nothing, lib=library)
     _Operations.library = library
     return torch.ops.profilemate
+
+
+_WARMS_UP = ("worker.compile_or_warm_up_model",)
+_FUSED = "vllm.model_executor.layers.fused_moe"
+
+READS = (
+    Reads(
+        (f"{_FUSED}.router.base_router:BaseRouter",),
+        ("set_capture_fn", "capture_fn", "select_experts", "top_k", "global_num_experts"),
+        _WARMS_UP,
+        without="a router tells nobody what it chose: before 0.14 `moe_expert_tracking` could not attach, in 0.14 to 0.16 the "
+        "layer itself is asked",
+    ),
+    Reads(
+        ("vllm.config:ParallelConfig",), ("enable_eplb", "tensor_parallel_size", "data_parallel_size"), _WARMS_UP
+    ),
+    Reads(("vllm.config:VllmConfig",), ("additional_config", "compilation_config"), _WARMS_UP),
+)

@@ -182,6 +182,8 @@ _REQUEST = ("vllm.v1.request:Request",)
 _LIVES = ("scheduler.add_request", "scheduler.free_request", "scheduler.schedule")
 
 READS = (
+    Reads((f"{_SCHEDULER}.add_request()",), ("request@1",), ("scheduler.add_request",)),
+    Reads((f"{_SCHEDULER}._free_request()",), ("request@1",), ("scheduler.free_request",)),
     Reads(
         _REQUEST,
         (
@@ -195,8 +197,8 @@ READS = (
         _REQUEST,
         ("num_preemptions",),
         _LIVES,
-        without="vLLM keeps no count of its own: preemptions are counted as they are recorded, and what a resumed request "
-        "finds in the prefix cache is counted as a new one's",
+        without="vLLM keeps no count of its own: preemptions are counted as they are recorded, and what a resumed "
+        "request finds in the prefix cache is counted as a new one's",
     ),
     Reads(
         _REQUEST,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from profilemate import _native, session
@@ -98,9 +97,7 @@ def _hook_overrides(scheduler_class: type) -> None:
 
 
 def _progress(step: int, sequences: int, tokens: int, running: int, waiting: int) -> None:
-    sys.stderr.write(
-        f"profilemate: step {step}: {sequences} sequences, {tokens} tokens, {running} running, {waiting} waiting\n"
-    )
+    _native.say(f"step {step}: {sequences} sequences, {tokens} tokens, {running} running, {waiting} waiting")
 
 
 HOOKS = (
@@ -132,8 +129,34 @@ _SCHEDULER = ("vllm.v1.core.sched.scheduler:Scheduler",)
 _SCHEDULED = ("scheduler.schedule",)
 
 READS = (
+    Reads(
+        ("vllm.v1.core.sched.scheduler:Scheduler.update_from_output()",),
+        ("model_runner_output@2",),
+        ("scheduler.update_from_output",),
+    ),
+    Reads(_SCHEDULER, ("log_stats",), ("scheduler.init",)),
+    Reads(("vllm.v1.core.sched.output:SchedulerOutput",), ("scheduled_spec_decode_tokens",), _SCHEDULED),
+    Reads(
+        ("vllm.v1.core.sched.output:SchedulerOutput",),
+        ("num_invalid_spec_tokens",),
+        _SCHEDULED,
+        without="drafts that a grammar does not allow are counted as drafted",
+    ),
+    Reads(("vllm.v1.outputs:ModelRunnerOutput",), ("sampled_token_ids",), ("scheduler.update_from_output",)),
+    Reads(("vllm.v1.engine:EngineCoreOutputs",), ("scheduler_stats",), ("scheduler.update_from_output",)),
+    Reads(("vllm.v1.metrics.stats:SchedulerStats",), ("spec_decoding_stats",), ("scheduler.update_from_output",)),
+    Reads(
+        ("vllm.v1.spec_decode.metrics:SpecDecodingStats",),
+        ("num_drafts", "num_draft_tokens", "num_accepted_tokens"),
+        ("scheduler.update_from_output",),
+    ),
+    Reads(
+        ("vllm.v1.core.sched.scheduler:Scheduler.update_from_output()",),
+        ("scheduler_output@1",),
+        ("scheduler.update_from_output",),
+    ),
     Reads(_SCHEDULER, ("vllm_config", "max_num_running_reqs", "max_num_scheduled_tokens"), ("scheduler.init",)),
-    Reads(_SCHEDULER, ("requests", "get_request_counts", "finished_req_ids"), _SCHEDULED),
+    Reads(_SCHEDULER, ("requests", "running", "get_request_counts", "finished_req_ids"), _SCHEDULED),
     Reads(
         ("vllm.v1.core.sched.output:SchedulerOutput",),
         ("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "total_num_scheduled_tokens"),
@@ -171,6 +194,12 @@ READS = (
         ("num_waiting_for_streaming_input",),
         _SCHEDULED,
         without="there are no streaming sessions there: nothing is lost",
+    ),
+    Reads(
+        ("vllm.v1.core.sched.interface:PauseState",),
+        ("UNPAUSED",),
+        _SCHEDULED,
+        without="a scheduler is not paused there: nothing is lost",
     ),
     Reads(_SCHEDULER, ("_pause_state",), _SCHEDULED, without="a scheduler is not paused there: nothing is lost"),
     Reads(

@@ -51,7 +51,7 @@ def _after_load_model(_result: Any, worker: Any) -> None:
     modules = {base.__module__ for base in runner.__mro__}
     if any(module.startswith("vllm.v1.worker.gpu.") for module in modules):
         modules |= {"vllm.v1.worker.gpu.kv_connector", "vllm.v1.worker.gpu.cudagraph_utils"}
-    elif FORWARD.name in session.ATTACHED.absent and any(settings()[profiler] for profiler in FORWARD.profilers):
+    elif FORWARD.name in session.ATTACHED.absent:
         modules |= _hook_model(worker.model_runner)
     for profiler, hooks in _NEEDS.items():
         places = [

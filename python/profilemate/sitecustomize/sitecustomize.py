@@ -83,9 +83,17 @@ def _chain() -> None:
         raise
 
 
+def _complain(text: str) -> None:
+    try:
+        sys.stderr.write(f"profilemate: {text}\n")
+    except Exception:
+        # Closed, or a pipe that nobody reads: there is nobody to tell.
+        return
+
+
 try:
     _attach()
 except Exception as error:
     # Whatever is wrong with us is no business of the program that starts here, unless it runs vLLM.
-    sys.stderr.write(f"profilemate: cannot attach ({type(error).__name__}: {error}); nothing is recorded\n")
+    _complain(f"cannot attach ({type(error).__name__}: {error}); nothing is recorded")
 _chain()

@@ -106,6 +106,7 @@ fn what_cannot_be_judged_is_said() {
             (Subject::Host, "150 steps, 200 are needed"),
             (Subject::GarbageCollection, "no collection was recorded"),
             (Subject::Ranks, "no engine has several workers whose passes are known"),
+            (Subject::MoeExperts, "no expert was counted"),
         ]
     );
 }

@@ -204,7 +204,7 @@ impl ExpertCounters {
             return Ok(());
         }
         let Self { code, branch, counted, .. } = self;
-        let mut join = || {
+        let join = || {
             code.driver.record(*counted, *branch)?;
             code.calls.order_behind(stream, *counted)
         };

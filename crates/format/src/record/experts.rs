@@ -8,7 +8,7 @@ pub const PACKED_BITS: u32 = 192;
 /// Bins of a histogram of routing weights: each is 1/100 wide, and the last one has what is 1 or more.
 pub const WEIGHT_BINS: usize = 101;
 
-/// What one MoE layer routed since it was read before. The counts follow in records of kind 20; the record's ticks are those of
+/// What one mixture-of-experts layer routed since it was read before. The counts follow in records of kind 20; the record's ticks are those of
 /// the reading.
 ///
 /// Payload: word 3 layer (bits 0-15), experts (16-31), top-k (32-47), what is counted (48-63) · word 4 ticks since the reading

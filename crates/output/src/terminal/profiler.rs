@@ -29,7 +29,7 @@ pub(super) fn section(text: &mut String, session: &Session, answers: &Answers) {
             words.push(format!("{} {what}", grouped(count)));
         }
     }
-    let is_whole = session.records_lost() + session.records_damaged() + answers.probe_errors == 0;
+    let is_whole = [session.records_lost(), session.records_damaged(), answers.probe_errors] == [0; 3];
     wrapped_in(text, "profiler", &words, if is_whole { Style::new() } else { WARNING });
     for damage in session.damage.iter().take(DAMAGES) {
         wrapped_in(text, "", &[format!("{}: {}", visible(&damage.file), visible(&damage.what))], WARNING);

@@ -116,10 +116,11 @@ impl KvCacheCollector {
         Ok(())
     }
 
-    /// Runs what is ours: nothing that goes wrong in it reaches vLLM.
-    fn guard(&mut self, py: Python<'_>, ours: impl FnOnce(&mut Self) -> PyResult<()>) {
+    /// Runs what is ours: nothing that goes wrong in it reaches vLLM. An error is not ours, but of a signal's handler that ran
+    /// meanwhile.
+    fn guard(&mut self, py: Python<'_>, ours: impl FnOnce(&mut Self) -> PyResult<()>) -> PyResult<()> {
         if self.failures >= FAILURES_UNTIL_OFF {
-            return;
+            return Ok(());
         }
         // To look at the clock costs as much as the rest: one call stands for sixteen.
         self.calls = self.calls.wrapping_add(1);
@@ -141,12 +142,14 @@ impl KvCacheCollector {
             });
         }
         let what = match result {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) if failure::is_ours(py, &error) => error.to_string(),
+            Ok(Err(error)) => return Err(error),
             Err(payload) => failure::panic_text(payload.as_ref()),
         };
         self.failures += 1;
         failure::report(py, "kv_cache.collector", &what, self.failures >= FAILURES_UNTIL_OFF);
+        Ok(())
     }
 }
 
@@ -170,19 +173,19 @@ impl KvCacheCollector {
 
     fn on_block_allocated(&mut self, block: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = block.py();
-        self.guard(py, |ours| ours.allocated(block));
+        self.guard(py, |ours| ours.allocated(block))?;
         tell(py, self.inner.as_ref(), name!(py, "on_block_allocated"), block)
     }
 
     fn on_block_accessed(&mut self, block: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = block.py();
-        self.guard(py, |ours| ours.accessed(block));
+        self.guard(py, |ours| ours.accessed(block))?;
         tell(py, self.inner.as_ref(), name!(py, "on_block_accessed"), block)
     }
 
     fn on_block_evicted(&mut self, block: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = block.py();
-        self.guard(py, |ours| ours.evicted(block));
+        self.guard(py, |ours| ours.evicted(block))?;
         tell(py, self.inner.as_ref(), name!(py, "on_block_evicted"), block)
     }
 

@@ -394,7 +394,11 @@ pub(crate) fn after_schedule(call: &Call<'_>) -> PyResult<Told> {
     // Blocks are given out inside of `schedule` only, so what is said of them until then belongs to the next one.
     state::with(py, |state| state.lanes[ENGINE].next_step = step + 1);
     // A version whose outputs take no attribute loses the step in the workers, and nothing else.
-    let _ = output.setattr(name!(py, STEP), step);
+    if let Err(error) = output.setattr(name!(py, STEP), step)
+        && !failure::is_ours(py, &error)
+    {
+        return Err(error);
+    }
     let tokens_of = output.getattr(name!(py, "num_scheduled_tokens"))?;
     let num_seqs = length(&tokens_of)?;
     let num_tokens = count(&output.getattr(name!(py, "total_num_scheduled_tokens"))?)?;
@@ -409,13 +413,16 @@ pub(crate) fn after_schedule(call: &Call<'_>) -> PyResult<Told> {
     let limited_by = match books.limits {
         Some(limits) => {
             let is_preempted = books.preempted_step == step;
-            let found = limited_by(&scheduler, limits, is_preempted, num_tokens, running, waiting);
-            found.unwrap_or_else(|error| {
-                // What fails here costs its own column, and no row.
-                books.limits = None;
-                failure::report(py, "scheduler.limited_by", &error.to_string(), true);
-                ""
-            })
+            match limited_by(&scheduler, limits, is_preempted, num_tokens, running, waiting) {
+                Ok(limited_by) => limited_by,
+                Err(error) if failure::is_ours(py, &error) => {
+                    // What fails here costs its own column, and no row.
+                    books.limits = None;
+                    failure::report(py, "scheduler.limited_by", &error.to_string(), true);
+                    ""
+                }
+                Err(error) => return Err(error),
+            }
         }
         None => "",
     };
@@ -440,6 +447,9 @@ pub(crate) fn after_schedule(call: &Call<'_>) -> PyResult<Told> {
         // Prompts are looked up for requests that wait: with none before and none left, there was none.
         let is_looked_up = !is_plain || waiting > 0;
         if let Err(error) = kv_cache.write(py, step, is_looked_up, prefill.prefix) {
+            if !failure::is_ours(py, &error) {
+                return Err(error);
+            }
             books.kv_cache = None;
             failure::report(py, "scheduler.kv_cache", &error.to_string(), true);
         }

@@ -15,3 +15,4 @@ mod liveness;
 mod memory;
 mod single_step;
 mod support;
+mod truncated;

@@ -1,5 +1,7 @@
 //! Encoders against the language model.
 
+use std::fmt::Write;
+
 use profilemate_analysis::Answers;
 use profilemate_analysis::encoder_decoder::{Component, Inputs, ModelType, Summary, Timed};
 
@@ -100,7 +102,7 @@ fn lead(summary: &Summary) -> String {
     );
     if let Some(share) = summary.of_encoder_steps_pct {
         let steps = grouped(summary.encoder_steps);
-        lead.push_str(&format!(" Encoders were called in {steps} steps, of which they took {share:.1} %."));
+        let _ = write!(lead, " Encoders were called in {steps} steps, of which they took {share:.1} %.");
     }
     lead
 }
