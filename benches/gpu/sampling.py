@@ -153,6 +153,8 @@ def main() -> None:
             for step, milliseconds in steps.items()
             if step in rows and rows[step]["sample_time_ms"] and rows[step]["phase"] == "decode"
         ]
+        if not pairs:
+            continue
         errors = [ours - theirs for ours, theirs in pairs]
         compared[way] = {
             "steps": len(pairs),
