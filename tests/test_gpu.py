@@ -413,7 +413,8 @@ ASKED = {
     [
         # A grammar's mask is a part of sampling.
         (V1_RUNNER + V1_BATCH, 1, 0.3125, ASKED),
-        (V2_RUNNER + V2_BATCH, 2, 0.25, {**ASKED, "prompt_logprobs": "1"}),
+        # Its sampling ends with the step.
+        (V2_RUNNER + V2_BATCH, 2, 0.375, {**ASKED, "prompt_logprobs": "1"}),
     ],
     ids=["v1", "v2"],
 )
