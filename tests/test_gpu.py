@@ -411,8 +411,9 @@ ASKED = {
 @pytest.mark.parametrize(
     ("runner", "known_from", "sampling_ms", "asked"),
     [
-        # A grammar's mask is a part of sampling; in V2, so is what follows until the next mark.
+        # A grammar's mask is a part of sampling.
         (V1_RUNNER + V1_BATCH, 1, 0.3125, ASKED),
+        # Its sampling ends with the step.
         (V2_RUNNER + V2_BATCH, 2, 0.375, {**ASKED, "prompt_logprobs": "1"}),
     ],
     ids=["v1", "v2"],
