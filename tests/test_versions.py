@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PROBES = ROOT / "python" / "profilemate" / "probes"
 EXTRACTORS = ROOT / "crates" / "python" / "src"
 #: Probes that ask the modules of a model, whose classes are hundreds, for whatever they have.
-ASK_MODELS = {"encoder", "moe_experts"}
+ASK_MODELS = {"encoder", "layers", "moe_experts"}
 #: Attributes that are not vLLM's: of an `Enum`, of Python's functions and collections, of torch and numpy, ours.
 NOT_VLLMS = {
     *("_name_", "_value_", "name", "generation", "collected", "uncollectable", "graph_pool_handle"),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from profilemate import _native
+from profilemate.hooks import Reads
 from profilemate.settings import settings
 
 #: Intervals that a step may write, on average: with more of them, one step in some is stamped.
@@ -227,3 +228,14 @@ def _note(places: list[_Place], chosen: list[_Place], every: int) -> None:
         text = ",".join(str(layer) for layer in sampled)
         _native.fact(f"layer_kind:{component}/{kind}", f"{len(layers)} {text}")
     _native.fact("layer_steps_stamped", f"1/{every}")
+
+
+READS = (
+    Reads(("vllm.config:CompilationConfig",), ("static_forward_context",), ("worker.compile_or_warm_up_model",)),
+    Reads(
+        ("vllm.distributed.parallel_state:GroupCoordinator",),
+        ("world_size", "_all_reduce_out_place", "_all_gather_out_place", "_reduce_scatter_out_place"),
+        ("worker.compile_or_warm_up_model",),
+        without="that collective is not stamped",
+    ),
+)

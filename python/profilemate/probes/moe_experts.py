@@ -503,8 +503,8 @@ READS = (
         (f"{_FUSED}.router.base_router:BaseRouter",),
         ("set_capture_fn", "capture_fn", "select_experts", "top_k", "global_num_experts"),
         _WARMS_UP,
-        without="a router tells nobody what it chose: before 0.14 `moe_expert_tracking` could not attach, in 0.14 to 0.16 the "
-        "layer itself is asked",
+        without="a router tells nobody what it chose: before 0.14 `moe_expert_tracking` could not attach, in 0.14 to "
+        "0.16 the layer itself is asked",
     ),
     Reads(
         ("vllm.config:ParallelConfig",), ("enable_eplb", "tensor_parallel_size", "data_parallel_size"), _WARMS_UP
