@@ -47,11 +47,11 @@ def truth(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Each group of steps, with what was found of its components."""
     import torch
 
-    from profilemate import _native
-
     folder = tempfile.mkdtemp(prefix="profilemate-layers-")
     os.environ["PROFILEMATE_OUTPUT_DIR"] = folder
     common.attach()
+    from profilemate import _native
+
     llm = common.engine(options.model, 256, max_num_batched_tokens=2048)
     common.generate(llm, common.prompts(8, 128, 0), [8] * 8)
     groups: list[tuple[str, list[list[stamps.Between]], int]] = []
