@@ -81,9 +81,10 @@ class Breaker:
         return self.wrap(value(), site)
 
     def wrap(self, value: Any, site: str) -> Any:
-        if isinstance(value, _PLAIN) and not hasattr(value, "_name_"):
+        # Asking a stand-in for its class would be reading it.
+        if type(value) is Proxy or type(value).__module__ == "profilemate._native":
             return value
-        if type(value).__module__ == "profilemate._native" or isinstance(value, Proxy):
+        if isinstance(value, _PLAIN) and not hasattr(value, "_name_"):
             return value
         if isinstance(value, dict):
             return {key: self.wrap(each, f"{site}[]") for key, each in value.items()}
@@ -154,10 +155,10 @@ class _Relay:
     """Tells a collector of KV cache metrics of stand-ins for blocks."""
 
     def __init__(self, collector: Any) -> None:
-        self._collector = collector
+        self.collector = collector
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._collector, name)
+        method = getattr(self.collector, name)
         if not name.startswith("on_block"):
             return method
         return lambda block: method(BREAKER.wrap(block, f"kv_cache.collector {name}"))
@@ -179,8 +180,12 @@ def install() -> list[Any]:
     make = kv_cache._collector
 
     def relayed(pool: Any, name: str) -> Any:
+        real = object.__getattribute__(pool, "_object") if type(pool) is Proxy else pool
+        if isinstance(real.metrics_collector, _Relay):
+            # Each way to a pool has a stand-in of its own, so that one pool looks like several.
+            return real.metrics_collector.collector
         collector = make(pool, name)
-        pool.metrics_collector = _Relay(collector)
+        real.metrics_collector = _Relay(collector)
         return collector
 
     kv_cache._collector = relayed
