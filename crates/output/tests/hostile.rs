@@ -177,7 +177,7 @@ fn nor_in_explanations_comparisons_traces_and_columns() {
     let names = tables::names(&session);
     let (_, columns) = tables::read(&session, &names).unwrap();
     let mut texts = 0;
-    for column in columns.values().flat_map(|table| &table.batches).flat_map(|batch| batch.columns()) {
+    for column in columns.values().flat_map(|table| &table.batches).flat_map(arrow_array::RecordBatch::columns) {
         // A text, or one of few that is many times there.
         let values = column.as_any_dictionary_opt().map_or(column, |few| few.values());
         for text in values.as_string_opt::<i32>().into_iter().flatten().flatten() {

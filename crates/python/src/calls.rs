@@ -31,6 +31,7 @@ pub(crate) fn settings(py: Python<'_>) -> PyResult<(Bound<'_, PyDict>, Vec<Strin
 
 /// A command as one line, without its secrets.
 #[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "Python's arguments come by value")]
 pub(crate) fn command_line(words: Vec<String>) -> String {
     profilemate_redact::command_line(words.iter().map(String::as_str))
 }

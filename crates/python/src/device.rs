@@ -20,7 +20,7 @@ pub(crate) struct Device {
     pub(crate) layers: Option<Layers>,
     /// `torch._C._cuda_getCurrentRawStream`, and its argument.
     stream_function: Py<PyAny>,
-    device_number: Py<PyAny>,
+    ordinal: Py<PyAny>,
     failures: u64,
     /// Something launched asks which step runs.
     in_use: bool,
@@ -31,13 +31,13 @@ pub(crate) struct Device {
 pub(crate) fn load_device_code(
     py: Python<'_>,
     stream_function: Py<PyAny>,
-    device_number: Py<PyAny>,
+    ordinal: Py<PyAny>,
 ) -> PyResult<Option<String>> {
     if state::with(py, |state| state.device.is_some()) {
         return Ok(None);
     }
     let Some(driver) = Driver::loaded() else { return Ok(Some("no CUDA driver is loaded".into())) };
-    let stream = Stream(stream_function.call1(py, (device_number.clone_ref(py),))?.extract(py)?);
+    let stream = Stream(stream_function.call1(py, (ordinal.clone_ref(py),))?.extract(py)?);
     let load = || -> Result<(DeviceCode, StepWord), DeviceError> {
         let code = DeviceCode::load(driver, stream)?;
         let word = StepWord::new(&code, stream)?;
@@ -45,8 +45,7 @@ pub(crate) fn load_device_code(
     };
     match load() {
         Ok((code, word)) => {
-            let device =
-                Device { code, word, layers: None, stream_function, device_number, failures: 0, in_use: false };
+            let device = Device { code, word, layers: None, stream_function, ordinal, failures: 0, in_use: false };
             let old = state::with(py, |state| state.device.replace(device));
             drop(old);
             Ok(None)
@@ -72,7 +71,7 @@ pub(crate) fn current_stream(py: Python<'_>) -> Option<Stream> {
     let (function, device) = state::with(py, |state| {
         // A forked child is not recording, and must not ask its parent's driver.
         let device = state.device.as_ref().filter(|_| state.is_recording())?;
-        Some((device.stream_function.as_ptr(), device.device_number.as_ptr()))
+        Some((device.stream_function.as_ptr(), device.ordinal.as_ptr()))
     })?;
     let stream = ask_for_stream(py, function, device);
     if stream.is_none() {

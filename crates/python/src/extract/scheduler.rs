@@ -16,6 +16,7 @@ use pyo3::types::PyDict;
 
 /// What is remembered of one scheduler between steps.
 #[pyclass(module = "profilemate._native")]
+#[expect(clippy::struct_excessive_bools, reason = "each says something of its own of the scheduler")]
 pub(crate) struct SchedulerBooks {
     /// Id of the newest step, from 1.
     #[pyo3(get)]
