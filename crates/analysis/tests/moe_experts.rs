@@ -44,7 +44,9 @@ fn analyzed(logs: &[&Log]) -> (Vec<Seen>, Summary) {
     let folder = tempfile::tempdir().unwrap();
     let raw = folder.path().join("raw");
     std::fs::create_dir(&raw).unwrap();
-    logs.iter().for_each(|log| log.write(&raw));
+    for log in &logs {
+        log.write(&raw);
+    }
     let mut rows = Vec::new();
     let see = |of: &Interval<'_>| {
         let (spread, process) = (of.spread, of.process.to_owned());
