@@ -44,7 +44,7 @@ fn analyzed(logs: &[&Log]) -> (Vec<Seen>, Summary) {
     let folder = tempfile::tempdir().unwrap();
     let raw = folder.path().join("raw");
     std::fs::create_dir(&raw).unwrap();
-    for log in &logs {
+    for log in logs {
         log.write(&raw);
     }
     let mut rows = Vec::new();

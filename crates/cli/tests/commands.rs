@@ -209,6 +209,37 @@ fn export_writes_the_formats_that_are_asked_for() {
 }
 
 #[test]
+fn files_that_cannot_be_written_whole_are_one_sentence_and_none_is_left() {
+    let room = Room::new();
+    let session = room.session("real_decode");
+    for (format, exported) in [("csv", "csv"), ("parquet", "parquet")] {
+        let folder = room.path(exported);
+        fs::create_dir(&folder).unwrap();
+        let arguments =
+            ["export", session.to_str().unwrap(), "--format", format, "--output", folder.to_str().unwrap()];
+        let mut command = room.command(&arguments);
+        let limit = Some(2048);
+        // SAFETY: setrlimit is a system call, which a forked child may do.
+        unsafe {
+            // No file may be larger: what `ulimit -f` does, and a disk without room does alike.
+            command.pre_exec(move || {
+                rustix::process::setrlimit(
+                    rustix::process::Resource::Fsize,
+                    rustix::process::Rlimit { current: limit, maximum: limit },
+                )?;
+                Ok(())
+            });
+        }
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = text(&output.stderr);
+        assert!(said.starts_with("profilemate: cannot write ") && said.contains("File too large"), "{said}");
+        assert!(said.contains("nothing recorded is lost") && said.lines().count() == 1, "{said}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "{said}");
+    }
+}
+
+#[test]
 fn export_names_damage_and_keeps_the_rest() {
     let room = Room::new();
     let session = room.session("server");

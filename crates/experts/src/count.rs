@@ -190,8 +190,8 @@ mod tests {
                 .map(|(_, row)| row)
                 .collect();
             prop_assert_eq!(words[counters.tokens(1).unwrap()], counted.len() as u64);
-            for (expert, word) in counters.activations(1).enumerate() {
-                let times = counted.iter().filter(|row| row.contains(&(expert as i64))).count();
+            for (expert, word) in (0i64..).zip(counters.activations(1)) {
+                let times = counted.iter().filter(|row| row.contains(&expert)).count();
                 prop_assert_eq!(words[word], times as u64);
             }
             let mut pairs = counters.pairs(1);

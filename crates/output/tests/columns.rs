@@ -162,16 +162,6 @@ fn parquet_alone_leaves_csv_as_it_is_and_is_the_same_every_time() {
 }
 
 #[test]
-fn a_full_disk_is_one_sentence_for_parquet_too() {
-    let folder = tempfile::tempdir().unwrap();
-    let session = Session::open(golden().first().unwrap()).unwrap();
-    std::os::unix::fs::symlink("/dev/full", folder.path().join(".batch_utilization.parquet.tmp")).unwrap();
-    let error = tables::write_as(&session, folder.path(), BOTH).unwrap_err().to_string();
-    assert!(error.contains("batch_utilization.parquet: No space left on device"), "{error}");
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-}
-
-#[test]
 fn a_table_that_nobody_asked_for_is_not_gathered() {
     let session = Session::open(golden().first().unwrap()).unwrap();
     let (answers, found) = tables::read(&session, &["batch_utilization", "no such table"]).unwrap();

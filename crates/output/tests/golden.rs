@@ -191,13 +191,3 @@ fn a_table_that_cannot_be_written_leaves_the_one_that_was_there() {
     assert!(error.contains("unchanged") && error.contains("profilemate export"), "{error}");
     assert_eq!(files(&folder), before);
 }
-
-#[test]
-fn a_full_disk_is_one_sentence() {
-    // A link to the device that is always full stands for the disk.
-    let (_folder, folder) = copy("server");
-    std::os::unix::fs::symlink("/dev/full", folder.join(".batch_utilization.csv.tmp")).unwrap();
-    let error = tables::write(&Session::open(&folder).unwrap(), &folder).unwrap_err().to_string();
-    assert!(error.contains("batch_utilization.csv: No space left on device"), "{error}");
-    assert_eq!(files(&folder).len(), 0);
-}

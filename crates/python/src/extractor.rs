@@ -218,13 +218,17 @@ pub(crate) fn extract<'py>(
     let Some(function) = Extractor::function_of(extractor) else {
         return extractor.call(arguments, keywords);
     };
-    let named: Vec<_> = keywords.into_iter().flat_map(PyDictMethods::iter).collect();
-    let keys = PyTuple::new(py, named.iter().map(|(key, _)| key))?;
-    let all: Vec<_> = arguments.iter().chain(named.iter().map(|(_, value)| value.clone())).collect();
+    let mut all: Vec<_> = arguments.iter().collect();
+    let mut keys = Vec::new();
+    for (key, value) in keywords.into_iter().flatten() {
+        keys.push(key);
+        all.push(value);
+    }
+    let keys = PyTuple::new(py, keys)?;
     let pointers: Vec<_> = all.iter().map(Bound::as_ptr).collect();
-    let keys_or_null = if named.is_empty() { std::ptr::null_mut() } else { keys.as_ptr() };
+    let names = if keys.is_empty() { std::ptr::null_mut() } else { keys.as_ptr() };
     // SAFETY: `all` and `keys` outlive the call, and lie as vectorcall has them.
-    let call = unsafe { Call::new(py, extractor.as_ptr(), pointers.as_ptr(), arguments.len(), keys_or_null) };
+    let call = unsafe { Call::new(py, extractor.as_ptr(), pointers.as_ptr(), arguments.len(), names) };
     let told = function(&call)?;
     if told.skip {
         return Ok(pyo3::types::PyBool::new(py, false).to_owned().into_any());
