@@ -1,7 +1,7 @@
 """Experts counted on a GPU that is none, and what the probe makes of every shape of MoE layer that vLLM has had.
 
 The driver and torch are those of `test_gpu.py`; MoE layers are a few lines under vLLM's names. What a real GPU does is
-in `benches/gpu/moe.py`, and what real vLLM does on the CPU in `tests/real/test_moe_experts.py`.
+in `benches/gpu/moe.py`, and what real vLLM does on the CPU in `tests/real/test_experts.py`.
 """
 
 from __future__ import annotations
