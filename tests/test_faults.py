@@ -196,16 +196,19 @@ def test_a_disk_without_room_at_the_start_costs_one_line(
     assert what in line and line.endswith("this process is not recorded, and vLLM is not affected")
 
 
+#: From here on standard error is a file, and it is worked until something was said, and then until records are dropped.
+UNTIL_IT_IS_SAID = """
+from profilemate import _native
+os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), 2)
+until(lambda: Path(sys.argv[1]).read_text())
+dropped = _native.statistics()[1]
+until(lambda: _native.statistics()[1] > dropped + 1000)
+"""
+
+
 def test_a_disk_that_fills_up_costs_records_and_one_line(vllm: Path, output: Path) -> None:
     told = output.with_name("told")
-    code = ENGINE + (
-        "from profilemate import _native\n"
-        "os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), 2)\n"
-        "until(lambda: Path(sys.argv[1]).read_text())\n"
-        "dropped = _native.statistics()[1]\n"
-        "until(lambda: _native.statistics()[1] > dropped + 1000)\n"
-        "assert segments() < 12; print('works')"
-    )
+    code = ENGINE + UNTIL_IT_IS_SAID + "assert segments() < 12; print('works')"
     prefix = with_tmpfs(output, "size=1500k", [])
     assert ran(start(code, output, SITE, vllm, prefix=prefix, arguments=[str(told)], **SMALL)) == []
     (line,) = told.read_text().splitlines()
@@ -266,13 +269,11 @@ def test_a_temporary_folder_that_cannot_be_written_costs_one_line(tmp_path: Path
 
 
 def test_a_session_folder_that_is_deleted_meanwhile_costs_one_line(vllm: Path, output: Path) -> None:
-    code = ENGINE + (
-        "import shutil\nfrom profilemate import _native\n"
-        "steps(50); shutil.rmtree(os.environ['PROFILEMATE_SESSION'])\n"
-        "until(lambda: _native.statistics()[1] > 100)\n"
-        "print('works')"
-    )
-    (line,) = ran(start(code, output, SITE, vllm, **SMALL))
+    told = output.with_name("told")
+    deleted = "import shutil; steps(50); shutil.rmtree(os.environ['PROFILEMATE_SESSION'])\n"
+    code = ENGINE + deleted + UNTIL_IT_IS_SAID + "print('works')"
+    assert ran(start(code, output, SITE, vllm, arguments=[str(told)], **SMALL)) == []
+    (line,) = told.read_text().splitlines()
     assert "No such file or directory" in line
 
 

@@ -1,5 +1,6 @@
 //! The functions of `profilemate._native`. Those that probes call per step take plain numbers.
 
+use crate::names::name;
 use crate::state::{self, ENGINE, SpanRecord, WORKER};
 use crate::{experts, gpu, layers};
 use profilemate_cuda::Driver;
@@ -7,9 +8,9 @@ use profilemate_format::record::{EncoderInput, Label, Limits, Outputs, Payload, 
 use profilemate_record::{Options, Writer, clock, session_folder};
 use profilemate_settings::{Settings, Value};
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
-use pyo3::{ffi, intern as name};
 use std::path::Path;
 
 /// Reads every setting from the environment and the configuration file: `(settings, problems)`, where `settings` has

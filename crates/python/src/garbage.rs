@@ -8,10 +8,10 @@
 //! while the state is lent out, because nothing there makes Python objects, see [`state::with`].
 
 use crate::failure::{self, FAILURES_UNTIL_OFF, Fault};
+use crate::names::name;
 use crate::state::{self, ENGINE, SpanRecord, State, WORKER};
 use profilemate_record::clock;
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use std::panic::{AssertUnwindSafe, catch_unwind};

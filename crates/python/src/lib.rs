@@ -14,6 +14,7 @@ mod garbage;
 mod gpu;
 mod hook;
 mod layers;
+mod names;
 mod nvtx;
 mod state;
 

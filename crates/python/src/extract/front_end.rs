@@ -3,10 +3,10 @@
 
 use super::requests::{id_hash, with_id, write, write_id};
 use crate::extractor::{Call, Told};
+use crate::names::name;
 use crate::state::{self, State};
 use profilemate_format::record::{ClientRequest, Payload, RequestStopped};
 use profilemate_record::clock;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 
 /// Before `OutputProcessor.process_outputs(engine_core_outputs, engine_core_timestamp=None, …)`: the engine's time stamp tells

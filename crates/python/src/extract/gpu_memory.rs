@@ -4,10 +4,10 @@
 //! `cudaMemGetInfo` asks the driver; neither waits for the GPU.
 
 use crate::failure;
+use crate::names::name;
 use crate::state;
 use profilemate_format::record::{GpuMemory, GpuMemoryMore, Label, Payload, Record};
 use profilemate_record::clock;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 

@@ -8,11 +8,11 @@ use super::requests::write;
 use super::{count, length};
 use crate::extractor::integer;
 use crate::failure::{self, FAILURES_UNTIL_OFF, Fault};
+use crate::names::name;
 use crate::state::{self, ENGINE};
 use profilemate_format::record::{KvCache, KvEviction, Payload};
 use profilemate_record::clock;
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -6,8 +6,8 @@
 
 use super::length;
 use crate::failure;
+use crate::names::name;
 use pyo3::ffi;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 use pyo3::types::{PyAnyMethods, PyInt, PyString, PyTuple, PyType};
 

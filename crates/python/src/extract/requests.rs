@@ -6,6 +6,7 @@
 use super::scheduler::{books_of, name_of};
 use super::{BOOKS, count};
 use crate::extractor::{Call, Told};
+use crate::names::name;
 use crate::state::{self, State};
 use profilemate_format::record::{
     Payload, Record, RequestAdmitted, RequestFinished, RequestFirstToken, RequestPreempted, RequestQueued,
@@ -13,7 +14,6 @@ use profilemate_format::record::{
 };
 use profilemate_record::clock;
 use pyo3::exceptions::PyAttributeError;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use std::borrow::Cow;

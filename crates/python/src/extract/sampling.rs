@@ -6,10 +6,10 @@
 
 use super::length;
 use crate::extractor::{Call, Told};
+use crate::names::name;
 use crate::state::{self, WORKER};
 use profilemate_format::record::{Label, Payload, Record, SamplingMix};
 use profilemate_record::clock;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PySet, PyString};
 

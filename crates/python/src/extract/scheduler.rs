@@ -6,11 +6,11 @@ use super::queues::Queues;
 use super::{BOOKS, STEP, count, length, requests};
 use crate::extractor::{Call, Told};
 use crate::failure;
+use crate::names::name;
 use crate::state::{self, ENGINE};
 use profilemate_format::record::{Payload, Record, Schedule, Speculation};
 use profilemate_record::clock;
 use pyo3::exceptions::PyAttributeError;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 

@@ -2,9 +2,9 @@
 
 use super::{STEP, gpu_memory};
 use crate::extractor::{Call, Told, integer};
+use crate::names::name;
 use crate::state::{self, WORKER};
 use profilemate_format::record::Label;
-use pyo3::intern as name;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyString, PyTuple};
 
