@@ -96,7 +96,7 @@ def test_summaries_are_what_the_files_say(tmp_path: Path) -> None:
 
 def test_the_newest_session_is_opened_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROFILEMATE_OUTPUT_DIR", str(tmp_path))
-    with pytest.raises(profilemate.SessionError, match=r"^there is no session in .*profilemate run"):
+    with pytest.raises(profilemate.SessionError, match=r"^there is no session of yours in .*profilemate run"):
         profilemate.open_session()
     for name, golden in [
         ("session_20260102_000000_aaaaaa", "gpu"),
