@@ -66,7 +66,7 @@ def run(tiny_llama: Path, log_folder: Path, tmp_path_factory: pytest.TempPathFac
                 clients.submit(server.complete, prompt_tokens, 20).result()
             server.ask(PROMPT, output_tokens=5)
             long.result()
-        server.bench("--random-input-len", "100", "--random-output-len", "40", "--num-prompts", "48")
+        server.bench("--random-input-len", "100", "--random-output-len", "120", "--num-prompts", "64")
         metrics = server.metrics()
         server.signal(signal.SIGINT)
         exit_code = server.ended()
