@@ -59,8 +59,10 @@ fn count(value: Option<Bound<'_, PyAny>>) -> PyResult<Option<u64>> {
 }
 
 /// A step begins: takes a sample if it is time. What fails ends the sampling, and nothing else.
+///
+/// Errors: an exception that is vLLM's own, such as its handler of a signal raises.
 #[inline]
-pub(crate) fn step_begins(py: Python<'_>, step: u64) {
+pub(crate) fn step_begins(py: Python<'_>, step: u64) -> PyResult<()> {
     let is_due = state::with(py, |state| {
         let is_work = state.label == Label::Work && state.is_recording();
         let Some(watch) = state.gpu_memory.as_mut().filter(|_| is_work) else { return false };
@@ -72,10 +74,14 @@ pub(crate) fn step_begins(py: Python<'_>, step: u64) {
         is_due
     });
     if is_due && let Err(error) = sample(py, step) {
+        if !failure::is_ours(py, &error) {
+            return Err(error);
+        }
         let old = state::with(py, |state| state.gpu_memory.take());
         drop(old);
         failure::report(py, "gpu_memory", &error.to_string(), true);
     }
+    Ok(())
 }
 
 #[cold]

@@ -11,7 +11,7 @@ use pyo3::types::{PyInt, PyString, PyTuple};
 /// Before a runner's `execute_model(scheduler_output, …)`: the step and its size, tokens below and sequences above.
 pub(crate) fn before_execute_model(call: &Call<'_>) -> PyResult<Told> {
     let told = batch_of(call)?;
-    gpu_memory::step_begins(call.py(), told.step.unwrap_or(0));
+    gpu_memory::step_begins(call.py(), told.step.unwrap_or(0))?;
     Ok(told)
 }
 
