@@ -137,7 +137,7 @@ def run(
             PYTHONPATH=os.pathsep.join([SITE, str(fake), str(tmp_path)]),
             LD_LIBRARY_PATH=str(fake),
             PROFILEMATE_COLLECTOR="none",
-            **more,
+            **{"PROFILEMATE_LAYERS_EVERY": "1", **more},
         ),
     )
     assert done.stderr == ""
@@ -196,13 +196,15 @@ def test_sampled_layers_of_each_step(tmp_path: Path, fake: Path, graphs: bool) -
 
 
 def test_all_layers_of_some_steps(tmp_path: Path, fake: Path) -> None:
-    _, session = run(tmp_path, fake, experts=True, PROFILEMATE_LAYERS="all")
+    _, session = run(tmp_path, fake, experts=True, steps=64, PROFILEMATE_LAYERS="all", PROFILEMATE_LAYERS_EVERY="16")
     attention = of(session, "attention")
-    # 6 layers with three parts each, and the sampler: 19 intervals, so every other step.
-    assert {row["step"] for row in attention} == {str(step) for step in range(1, 41, 2)}
+    steps = sorted({int(row["step"]) for row in attention})
+    # The first one, and one of each sixteen.
+    assert [(step - 1) // 16 for step in steps] == [0, 1, 2, 3]
+    assert steps[0] == 1
     assert {row["layer_idx"] for row in attention} == {str(layer) for layer in range(6)}
     summary = json.loads((session / "layer_summary.json").read_text())
-    assert summary["steps_timed"] == "1/2"
+    assert summary["steps_timed"] == "1/16"
     assert not any(part["share_is_estimate"] for part in summary["components"] if "share_is_estimate" in part)
     assert summary["forward"]["parts"]["attention"]["mean_ms"] == pytest.approx(5 * 0.03 + 0.06)
 

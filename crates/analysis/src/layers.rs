@@ -15,6 +15,9 @@ use crate::steps::{Phase, Scheduled};
 /// Collectives of the ranks of a group, by the names of their records.
 pub const COLLECTIVES: [&str; 3] = ["all_reduce", "all_gather", "reduce_scatter"];
 
+/// The component around nothing: what stamps take by themselves.
+const EMPTY: &str = "empty";
+
 /// Sightings of the GPU's clock that the line between the two clocks goes through.
 const SIGHTINGS: usize = 32;
 
@@ -247,6 +250,8 @@ struct Passes {
 #[derive(Debug, Default)]
 struct Worker {
     clock: ClockLine,
+    /// The shortest interval around nothing so far, nanoseconds: the stamps' own time on a GPU that does not wait for the host.
+    empty_ns: Option<u32>,
     last_step: u64,
     /// By phase; the last for steps whose phase is not known.
     passes: [Passes; 4],
@@ -308,6 +313,14 @@ impl Collector {
         part: &LayerTime,
         row: &mut impl FnMut(crate::Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let name = context.session.logs[event.log].head.string(event.record.name);
+        let worker = &mut self.workers[event.log];
+        if name == Some(EMPTY) {
+            worker.empty_ns = Some(worker.empty_ns.unwrap_or(u32::MAX).min(part.duration_ns));
+            return Ok(());
+        }
+        let duration_ns = part.duration_ns.saturating_sub(worker.empty_ns.unwrap_or(0));
+        let part = &LayerTime { duration_ns, ..*part };
         self.add_to_pass(context, event, part);
         let interval = self.interval(context, event, part);
         let Some(kind) = COLLECTIVES.iter().position(|name| *name == interval.component) else {

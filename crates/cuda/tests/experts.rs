@@ -37,7 +37,7 @@ impl Counting {
     }
 
     fn step(&mut self, valid_tokens: u32) {
-        self.word.set(&self.code, STREAM, 1, valid_tokens, 0).expect("the word is set");
+        self.word.set(&self.code, STREAM, valid_tokens, 0).expect("the word is set");
     }
 
     fn count(&mut self, cells: Cells, may_fork: bool) -> Result<bool, Failure> {

@@ -81,15 +81,30 @@ pub(crate) fn current_stream(py: Python<'_>) -> Option<Stream> {
     stream
 }
 
-/// A step of real work begins: device code is told, in the order of the stream.
+/// What device code is told of a step.
+#[derive(Clone, Copy)]
+struct Telling {
+    /// It is one of those that are stamped.
+    is_stamped: bool,
+    /// Somebody asks for its tokens.
+    is_counted: bool,
+}
+
+/// A step comes: what device code is to be told; `None`: nothing, for it was told that no step runs, which will do.
+#[inline]
+fn what_to_tell(state: &mut State) -> Option<Telling> {
+    let is_work = state.label == Label::Work;
+    let has_experts = state.experts.is_some();
+    let device = state.device.as_mut().filter(|_| is_work)?;
+    let is_stamped = device.in_use && device.layers.as_mut().is_some_and(Layers::chooses_next);
+    // Without either, somebody measures what telling costs.
+    let is_counted = has_experts || device.in_use && device.layers.is_none();
+    (is_counted || is_stamped || device.word.is_set()).then_some(Telling { is_stamped, is_counted })
+}
+
+/// A step of real work begins: device code is told, in the order of the stream, if it asks.
 pub(crate) fn begin_step(py: Python<'_>, ticks: u64) {
-    let is_asked = |state: &mut State| {
-        let is_in_use = state.device.as_ref().is_some_and(|device| device.in_use || state.experts.is_some());
-        state.label == Label::Work && is_in_use
-    };
-    if !state::with(py, is_asked) {
-        return;
-    }
+    let Some(telling) = state::with(py, what_to_tell) else { return };
     let Some(stream) = current_stream(py) else { return };
     state::with(py, |state| {
         let lane = &state.lanes[WORKER];
@@ -102,8 +117,16 @@ pub(crate) fn begin_step(py: Python<'_>, ticks: u64) {
         }
         layers::read(state, stream, ticks);
         let Some(device) = &mut state.device else { return };
-        let row = device.layers.as_mut().map_or(0, |layers| layers.begin_step(step, ticks, stream));
-        let set = device.word.set(&device.code, stream, step, tokens, row);
+        let row = match &mut device.layers {
+            Some(layers) if telling.is_stamped => layers.begin_step(step, ticks, stream),
+            Some(layers) => {
+                layers.leave_work();
+                0
+            }
+            None => 0,
+        };
+        let is_told = telling.is_counted || row != 0;
+        let set = device.word.set(&device.code, stream, if is_told { tokens } else { 0 }, row);
         note(state, set);
     });
 }

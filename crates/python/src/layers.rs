@@ -24,6 +24,9 @@ pub(crate) const COLLECTIVE_PAIRS: usize = COLLECTIVES * CALLS;
 /// `Hook.section`: the section that was open ends. Below: a section that begins when the function returns, plus 1.
 pub(crate) const SECTION_ENDS: u32 = u32::MAX;
 
+/// The part around nothing, in front of the first place: what stamps take by themselves. It is the first pair, if there.
+pub(crate) const EMPTY_INTERVAL: &str = "empty";
+
 /// Time between two copies of the ring.
 const COPIES_PER_SECOND: u64 = 4;
 /// At the end: looks, and the time between two.
@@ -48,6 +51,8 @@ pub(crate) struct Layers {
     stamps: Stamps,
     clock: Option<ClockSightings>,
     parts: Vec<Part>,
+    /// The first pair is around nothing, in front of the second.
+    has_empty: bool,
     epoch: u32,
     /// First pair of those for collectives: [`COLLECTIVE_PAIRS`] for each section, in their order.
     first_collective: usize,
@@ -79,10 +84,11 @@ pub(crate) fn bind_layers(
         return Err(PyRuntimeError::new_err("there is no device code"));
     };
     let pairs = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-    let parts = parts
+    let parts: Vec<Part> = parts
         .into_iter()
         .map(|(component, kind, layer)| Part { component, kind, layer: u32::try_from(layer).ok(), ids: (0, 0) })
         .collect();
+    let has_empty = parts.first().is_some_and(|part| part.component == EMPTY_INTERVAL);
     Ok(state::with(py, |state| {
         let device = state.device.as_mut()?;
         let interval = clock::ticks_per_second() / COPIES_PER_SECOND;
@@ -103,6 +109,7 @@ pub(crate) fn bind_layers(
             stamps,
             clock: watched,
             parts,
+            has_empty,
             epoch: 0,
             first_collective,
             is_stamped: false,
@@ -134,7 +141,12 @@ impl Layers {
         (call < CALLS && pair < self.parts.len()).then_some(u32::try_from(pair).unwrap_or(u32::MAX))
     }
 
-    /// Before a step of real work begins. Returns its row for the step word.
+    /// Whether the step that comes is one that is stamped.
+    pub(crate) fn chooses_next(&mut self) -> bool {
+        self.stamps.chooses_next()
+    }
+
+    /// Before a step of real work that was chosen begins. Returns its row for the step word.
     pub(crate) fn begin_step(&mut self, step: u64, ticks: u64, stream: Stream) -> u32 {
         let row = if step == 0 { 0 } else { self.stamps.begin_step(step, ticks) };
         self.is_stamped = row != 0;
@@ -248,9 +260,13 @@ pub(crate) fn entered(py: Python<'_>, stamp: u32, section: u32) -> u32 {
         }
         let pair = layers.pair(stamp)?;
         // Outside of real work it may be a capture: into a graph goes every stamp.
-        (layers.is_stamped || state.label != Label::Work).then_some(pair)
+        (layers.is_stamped || state.label != Label::Work).then_some((pair, layers.has_empty && pair == 1))
     });
-    let Some(pair) = pair else { return 0 };
+    let Some((pair, is_behind_empty)) = pair else { return 0 };
+    if is_behind_empty {
+        launch(py, 0);
+        launch(py, 1);
+    }
     launch(py, pair * 2);
     pair + 1
 }

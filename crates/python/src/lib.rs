@@ -82,6 +82,7 @@ mod _native {
         ] {
             module.add(name, value)?;
         }
+        module.add("EMPTY_INTERVAL", crate::layers::EMPTY_INTERVAL)?;
         module.add("COLLECTIVE_PAIRS", crate::layers::COLLECTIVE_PAIRS)?;
         Ok(())
     }

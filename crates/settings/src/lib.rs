@@ -132,6 +132,14 @@ pub const SETTINGS: &[Setting] = &[
         help: "Layers whose parts are timed inside the forward pass: first, middle and last of each kind, all, or none",
     },
     Setting {
+        key: "layers_every",
+        variable: "PROFILEMATE_LAYERS_EVERY",
+        legacy: None,
+        kind: Kind::Number { min: 1 },
+        default: "16",
+        help: "One step in so many has the parts of its layers timed, chosen by chance",
+    },
+    Setting {
         key: "hash_request_ids",
         variable: "PROFILEMATE_HASH_REQUEST_IDS",
         legacy: None,

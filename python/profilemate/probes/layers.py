@@ -20,10 +20,6 @@ from profilemate import _native
 from profilemate.hooks import Reads
 from profilemate.settings import settings
 
-#: Intervals that a step may write, on average: with more of them, one step in some is stamped.
-_INTERVALS_PER_STEP = 16
-
-
 @dataclass
 class _Place:
     """A function of an object of the model that is to be stamped."""
@@ -146,6 +142,9 @@ def _tensor_parallel_group() -> Any:
     return group if getattr(group, "world_size", 1) > 1 else None
 
 
+#: `Hook.stamp` of the first place: its pair plus 1, and the first pair is the empty one.
+_FIRST_STAMP = 2
+
 #: Objects and functions that are stamped in this process.
 _hooked: set[tuple[int, str]] = set()
 
@@ -175,7 +174,9 @@ def bind(worker: Any) -> str | None:
     if not places:
         return "the model has no layer that is known here"
     chosen = _chosen(places, settings()["layers"] == "all")
-    parts = [(place.component, place.kind, place.layer) for place in chosen]
+    # In front of the first place, and around nothing: what stamps take by themselves.
+    parts = [(_native.EMPTY_INTERVAL, "", -1)]
+    parts.extend((place.component, place.kind, place.layer) for place in chosen)
     runner = worker.model_runner
     sampler = _method(runner, "_sample", "sample")
     if sampler is not None:
@@ -186,15 +187,13 @@ def bind(worker: Any) -> str | None:
     for place in sections:
         for component, _, _ in _COLLECTIVES:
             parts.extend((component, f"call {call}", place.layer) for call in (1, 2))
-    # Two all-reduces in a section of a model that is split by tensors.
-    intervals = first_collective + 2 * len(sections)
-    every = -(-intervals // _INTERVALS_PER_STEP)
+    every = settings()["layers_every"]
     reason = _native.bind_layers(parts, first_collective, every)
     if reason is not None:
         return reason
     _hook_all(places, chosen, sections)
     if sampler is not None:
-        _hook(runner, sampler, "layers.sampler", len(chosen) + 1)
+        _hook(runner, sampler, "layers.sampler", len(chosen) + _FIRST_STAMP)
     if group is not None:
         for component, method, stamp in _COLLECTIVES:
             if _method(group, method) is not None:
@@ -204,7 +203,7 @@ def bind(worker: Any) -> str | None:
 
 
 def _hook_all(places: list[_Place], chosen: list[_Place], sections: list[_Place]) -> None:
-    pairs = {id(place): pair for pair, place in enumerate(chosen, start=1)}
+    pairs = {id(place): stamp for stamp, place in enumerate(chosen, start=_FIRST_STAMP)}
     numbers = {id(place): number for number, place in enumerate(sections, start=1)}
     for place in places:
         pair, section = pairs.get(id(place), 0), numbers.get(id(place), 0)

@@ -56,6 +56,8 @@ pub(crate) struct DeviceCalls {
     stream_wait_event: unsafe extern "C" fn(Handle, Handle, c_uint) -> c_int,
     context_set_current: unsafe extern "C" fn(Handle) -> c_int,
     event_create: unsafe extern "C" fn(*mut Handle, c_uint) -> c_int,
+    /// Of CUDA 11.7 and newer.
+    stream_write_value: Option<unsafe extern "C" fn(Handle, u64, u64, c_uint) -> c_int>,
 }
 
 impl DeviceCalls {
@@ -85,6 +87,11 @@ impl DeviceCalls {
             stream_wait_event: function!(c"cuStreamWaitEvent"),
             context_set_current: function!(c"cuCtxSetCurrent"),
             event_create: function!(c"cuEventCreate"),
+            stream_write_value: {
+                let function = symbol(c"cuStreamWriteValue64_v2");
+                // SAFETY: null is `None`, and else the driver exports this name with this type (CUDA Driver API).
+                unsafe { std::mem::transmute::<*mut c_void, Option<_>>(function) }
+            },
         })
     }
 
@@ -176,6 +183,16 @@ impl DeviceCalls {
                 std::ptr::null_mut(),
             )
         })
+    }
+
+    /// Writes 64 bits to the GPU, in the order of the stream, and without a kernel. `None`: this driver has no such function.
+    ///
+    /// # Safety
+    /// They are there, aligned to 8 bytes, and are ours.
+    pub(crate) unsafe fn write_word(&self, to: DevicePointer, value: u64, stream: Stream) -> Option<Result<(), Failure>> {
+        let function = self.stream_write_value?;
+        // SAFETY: by the caller's promise. 0: `CU_STREAM_WRITE_VALUE_DEFAULT`.
+        Some(check(unsafe { function(stream.0 as Handle, to.0, value, 0) }))
     }
 
     /// A stream that waits for no other, of the highest priority.

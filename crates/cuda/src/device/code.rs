@@ -10,7 +10,7 @@ use thiserror::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Function {
-    /// `profilemate_set_step_word(StepWord*, u64 step, u32 valid_tokens, u32 stamp_row)`
+    /// `profilemate_set_step_word(StepWord*, u32 valid_tokens, u32 stamp_row)`
     SetStepWord,
     /// `profilemate_stamp(const StepWord*, u64* ring, u32 slots, u32 slot)`
     Stamp,

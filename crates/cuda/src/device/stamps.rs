@@ -17,6 +17,8 @@ const MOST_ROWS: usize = 1024;
 const FEWEST_ROWS: usize = 32;
 /// Rows whose stamps are given in one step, at most: little enough for a step to bear.
 const ROWS_PER_STEP: usize = 8;
+/// Any number but 0.
+const CHANCE_BEGINS: u64 = 0x2545_f491_4f6c_dd1d;
 /// What takes longer is no interval, but two stamps of different steps.
 const LONGEST_NS: u64 = u32::MAX as u64;
 
@@ -53,7 +55,11 @@ pub struct Stamps {
     copied_at: u64,
     /// One step in so many is stamped.
     every: u32,
-    steps: u64,
+    /// Steps until the next one that is stamped, and from there to the end of its run of `every` steps.
+    until_next: u32,
+    behind_next: u32,
+    /// What steps are chosen by.
+    chance: u64,
     /// Rows that were begun and not given yet, oldest first.
     begun: VecDeque<Row>,
     /// Place of the oldest of them, counted over all laps.
@@ -94,7 +100,9 @@ impl Stamps {
             interval,
             copied_at: 0,
             every: every.max(1),
-            steps: 0,
+            until_next: 0,
+            behind_next: every.max(1) - 1,
+            chance: CHANCE_BEGINS,
             begun: VecDeque::with_capacity(rows),
             oldest: 0,
             copied: 0,
@@ -129,13 +137,27 @@ impl Stamps {
         unsafe { code.launch(Function::Stamp, LaunchShape::ONE_THREAD, stream, &mut parameters) }
     }
 
-    /// A step begins: its row, plus 1, as the step word wants it; 0 = it is not stamped.
+    /// A step comes: whether it is one that is stamped. The first one is, and then one of each `every` steps, by chance: what
+    /// happens in every so manieth step is met as often as anything.
+    #[inline]
+    pub fn chooses_next(&mut self) -> bool {
+        if self.until_next > 0 {
+            self.until_next -= 1;
+            return false;
+        }
+        // Xorshift (Marsaglia, "Xorshift RNGs", 2003).
+        self.chance ^= self.chance << 13;
+        self.chance ^= self.chance >> 7;
+        self.chance ^= self.chance << 17;
+        let at = u32::try_from(self.chance % u64::from(self.every)).unwrap_or(0);
+        self.until_next = self.behind_next + at;
+        self.behind_next = self.every - 1 - at;
+        true
+    }
+
+    /// A step that was chosen begins: its row, plus 1, as the step word wants it; 0 = it is not stamped.
     #[inline]
     pub fn begin_step(&mut self, step: u64, ticks: u64) -> u32 {
-        self.steps += 1;
-        if !(self.steps - 1).is_multiple_of(u64::from(self.every)) {
-            return 0;
-        }
         if self.begun.len() >= self.rows as usize {
             self.skipped += 1;
             return 0;

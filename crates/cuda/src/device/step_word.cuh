@@ -1,7 +1,5 @@
-// The step that runs on the GPU, as every piece of device code finds it. The same as StepWord in step_word.rs.
+// The step that runs on the GPU, as every piece of device code finds it. The same as in step_word.rs: 64 bits, written at once.
 struct StepWord {
-    // Engine step; 0 = none.
-    unsigned long long step;
     // Tokens of the batch without padding: rows from here on are padding. 0 = no work for requests (warm-up, capture,
     // dummy batches): nothing is to be counted.
     unsigned valid_tokens;

@@ -23,7 +23,7 @@
 /* `captured`: the stream whose capture it was recorded in, plus 1; `on`: the stream it was recorded on. */
 typedef struct { uint64_t at; int recorded; uintptr_t context, captured, on; unsigned flags; } event_t;
 
-enum { STREAMS = 16, KINDS = 20, NODES = 4096, FUNCTIONS = 64 };
+enum { STREAMS = 16, KINDS = 21, NODES = 4096, FUNCTIONS = 64 };
 static uint64_t now, busy_until[STREAMS], calls[KINDS], host_calls[KINDS], live_events, all_events, broken_captures;
 static int capturing[STREAMS], fail_code[KINDS];
 static long fail_after[KINDS], fail_count[KINDS];
@@ -50,11 +50,11 @@ static void unlock(pthread_mutex_t **held) { pthread_mutex_unlock(*held); }
 
 enum kind {
     CONTEXT, CREATE, DESTROY, RECORD, QUERY, ELAPSED, CAPTURING, MODE, VERSION,
-    LOAD, FUNCTION, ALLOCATE, ALLOCATE_HOST, HOST_POINTER, ZERO, COPY, KERNEL, STREAM, WAIT, CURRENT
+    LOAD, FUNCTION, ALLOCATE, ALLOCATE_HOST, HOST_POINTER, ZERO, COPY, KERNEL, STREAM, WAIT, CURRENT, WRITE
 };
 static const char *const names[KINDS] = {
     "context", "create", "destroy", "record", "query", "elapsed", "capturing", "mode", "version",
-    "load", "function", "allocate", "allocate_host", "host_pointer", "zero", "copy", "kernel", "stream", "wait", "current"
+    "load", "function", "allocate", "allocate_host", "host_pointer", "zero", "copy", "kernel", "stream", "wait", "current", "write"
 };
 
 static int kind_of(const char *name) {
@@ -100,7 +100,7 @@ static uint64_t begins(uintptr_t stream) {
 }
 /* Rows that count, as count_experts.cu has them. */
 static uint64_t rows_end(const uint64_t *word, uint64_t rows, uint64_t first_row, uint64_t first_token) {
-    uint64_t valid = word[1] & 0xffffffff, count = valid > first_token ? valid - first_token : 0;
+    uint64_t valid = word[0] & 0xffffffff, count = valid > first_token ? valid - first_token : 0;
     if (first_row >= rows) return first_row;
     return first_row + (count < rows - first_row ? count : rows - first_row);
 }
@@ -139,9 +139,9 @@ static void run_kernel(const function_t *function, const uint64_t *p, uint64_t a
     uint64_t clock = clock_ahead + (uint64_t)((double)at * clock_rate);
     if (!strcmp(function->name, "profilemate_set_step_word")) {
         uint64_t *word = (uint64_t *)p[0];
-        word[0] = p[1]; word[1] = p[2] | p[3] << 32;
+        word[0] = p[1] | p[2] << 32;
     } else if (!strcmp(function->name, "profilemate_stamp")) {
-        uint64_t row = ((uint64_t *)p[0])[1] >> 32;
+        uint64_t row = ((uint64_t *)p[0])[0] >> 32;
         if (row != 0) ((uint64_t *)p[1])[(row - 1) * p[2] + p[3]] = clock;
     } else if (!strcmp(function->name, "profilemate_read_clock")) {
         *(uint64_t *)p[0] = clock;
@@ -365,6 +365,16 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream
     if (e) return e;
     if (capturing[(uintptr_t)stream]) abort();          /* it would go into vLLM's graph */
     memset((void *)to, value, bytes);
+    return 0;
+}
+int cuStreamWriteValue64_v2(void *stream, uint64_t to, uint64_t value, unsigned flags) {
+    LOCKED;
+    int e = called(WRITE);
+    if (e || flags) return e ? e : 1;
+    if (!has_context()) return 201;
+    if (capturing[(uintptr_t)stream]) abort();
+    begins((uintptr_t)stream);
+    *(uint64_t *)to = value;
     return 0;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
