@@ -61,7 +61,12 @@ def scheduler(llm: Any) -> Any:
 
 def pools(llm: Any) -> list[Any]:
     """The pools of KV cache blocks of an engine in this process, each once."""
-    manager = scheduler(llm).kv_cache_manager
+    return pools_of(scheduler(llm))
+
+
+def pools_of(scheduler: Any) -> list[Any]:
+    """The pools of KV cache blocks of a scheduler, each once."""
+    manager = scheduler.kv_cache_manager
     singles = getattr(manager.coordinator, "single_type_managers", ())
     found = [manager.block_pool, manager.coordinator.block_pool, *(single.block_pool for single in singles)]
     return list({id(pool): pool for pool in found}.values())
