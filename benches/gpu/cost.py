@@ -155,16 +155,20 @@ def in_pairs(
     seconds: dict[bool, list[float]] = {True: [], False: []}
     first: Any = None
     other_tokens = 0
-    for pair in range(pairs):
-        if time.monotonic() > until:
-            break
-        for with_it in (True, False) if pair % 2 else (False, True):
-            use(with_it)
-            took, tokens = run()
-            first = tokens if first is None else first
-            other_tokens += tokens != first
-            seconds[with_it].append(took)
-        print(f"{what} {pair}: without {seconds[False][-1]:.4f} s, with {seconds[True][-1]:.4f} s", flush=True)
+    with common.until_out_of_time():
+        for pair in range(pairs):
+            if pair and time.monotonic() > until:
+                break
+            took_each = {}
+            for with_it in (True, False) if pair % 2 else (False, True):
+                use(with_it)
+                took_each[with_it], tokens = run()
+                first = tokens if first is None else first
+                other_tokens += tokens != first
+            # Pairs are kept whole.
+            for with_it, took in took_each.items():
+                seconds[with_it].append(took)
+            print(f"{what} {pair}: without {took_each[False]:.4f} s, with {took_each[True]:.4f} s", flush=True)
     return seconds, other_tokens
 
 
@@ -194,10 +198,13 @@ def main() -> None:
     )
     parser.add_argument("--vllm-metrics-pairs", type=int, default=0)
     parser.add_argument("--profiler-pairs", type=int, default=0)
+    parser.add_argument("--timing", choices=["events", "lightweight", "off"])
     parser.add_argument("--label", default="")
     parser.add_argument("--json")
     options = parser.parse_args()
     os.environ["PROFILEMATE_OUTPUT_DIR"] = tempfile.mkdtemp(prefix="profilemate-cost-")
+    if options.timing:
+        os.environ["PROFILEMATE_TIMING"] = options.timing
     common.attach()
     llm = common.engine(options.model, options.batch)
     print(f"engine ready after {time.monotonic() - began:.1f} s", flush=True)
@@ -293,7 +300,7 @@ def main() -> None:
             "timing": timing,
         }
     )
-    if options.vllm_metrics_pairs:
+    if options.vllm_metrics_pairs and not common.out_of_time:
         ours.use(False)
         metrics = VllmMetrics(llm)
         metrics.use(True)
@@ -312,7 +319,7 @@ def main() -> None:
                 "runs_with_other_tokens": other_tokens,
             }
         )
-    if options.profiler_pairs:
+    if options.profiler_pairs and not common.out_of_time:
         import torch
 
         ours.use(False)
