@@ -139,7 +139,6 @@ def main() -> None:
     sizes = {"cudagraph_capture_sizes": [options.batch]}
     llm = common.engine(options.model, options.batch, compilation_config=sizes)
     print(f"engine ready after {time.monotonic() - began:.1f} s", flush=True)
-    import torch
 
     probe = Probe(llm.llm_engine.model_executor.driver_worker.worker.model_runner)
     per_microsecond = ticks_per_microsecond()

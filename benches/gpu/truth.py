@@ -228,7 +228,6 @@ def main() -> None:
         assert graph_stats, "vLLM gave no CUDAGraphStat"
         assert 0 not in graph_stats, "steps without a number"
     mark_regions()
-    import torch
 
     wanted: dict[int, float] = {}
     kernels: dict[int, int] = {}
