@@ -15,7 +15,7 @@
 # which everything is over: a check gets what is left, and none begins with less than 75 s. A check is told to end 25 s
 # before it is killed, and says then what it has measured. LAST_BEGIN, seconds after which it begins nothing more by itself
 # (50 before its end). PAIRS of runs in a cost check (28 at batch 64, 12 at 256), METRICS_PAIRS and PROFILER_PAIRS, the same
-# with vLLM's own metrics (0) and with torch.profiler (2 at batch 64); CYCLES of blocks (100; 60 with 48 layers).
+# with vLLM's own metrics (0) and with torch.profiler (2 at batch 64); CYCLES of blocks (60 to 120).
 # RESULT_CHARACTERS of a line of results are printed (3000). QUEUE: a name for caches of its own.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -67,7 +67,7 @@ made() {
 # Check → seconds that it may take, its start (60 to 105 s) included.
 declare -A seconds_of=(
     [truth-v2]=200 [truth-v2-piecewise]=170 [truth-v2-eager]=170 [truth-v1]=200 [truth-v1-eager]=170
-    [cost-64]=240 [cost-256]=240 [cost-64-lightweight]=200
+    [cost-64]=240 [cost-256]=240 [cost-64-lightweight]=200 [cost-64-blocks]=180 [cost-256-blocks]=220
     [moe-exact]=180 [moe-deepseek]=190 [moe-cost]=210 [moe-cost-48]=280
     [layers-llama]=160 [layers-llama-v1]=160 [layers-moe]=190 [layers-cost]=200 [device-code]=60
     [two-gpus]=200 [data-parallel]=220 [expert-parallel]=220
@@ -93,6 +93,9 @@ use() {
         command=("$gpu/cost.py" "$llama" --batch 256 --output-length 128 --pairs "${PAIRS:-12}"
             --vllm-metrics-pairs "${METRICS_PAIRS:-0}" --profiler-pairs "${PROFILER_PAIRS:-0}" "${until[@]}")
         ;;
+    # Steps of a running batch with our hooks and without, in turn: of decodes alone, and much less noisy.
+    cost-64-blocks) command=("$gpu/cost.py" "$llama" --batch 64 --cycles "${CYCLES:-120}" "${until[@]}") ;;
+    cost-256-blocks) command=("$gpu/cost.py" "$llama" --batch 256 --cycles "${CYCLES:-40}" "${until[@]}") ;;
     cost-64-lightweight)
         command=("$gpu/cost.py" "$llama" --batch 64 --pairs "${PAIRS:-28}" --timing lightweight "${until[@]}")
         ;;

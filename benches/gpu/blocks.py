@@ -15,15 +15,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import common
-import cost
+
+#: Two-sided 95 % of Student's t, by degrees of freedom.
+# fmt: off
+T95 = {
+    1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 9: 2.262, 11: 2.201, 13: 2.160, 15: 2.131, 17: 2.110, 19: 2.093, 23: 2.069,
+    27: 2.052, 29: 2.045, 39: 2.023, 49: 2.010, 59: 2.001, 79: 1.990, 89: 1.987, 119: 1.980,
+}
+# fmt: on
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     """Mean with its 95 % interval, and median."""
     found = {"mean": statistics.mean(values), "median": statistics.median(values)}
     if len(values) > 1:
-        freedom = max(key for key in cost.T95 if key <= len(values) - 1)
-        half = cost.T95[freedom] * statistics.stdev(values) / math.sqrt(len(values))
+        freedom = max(key for key in T95 if key <= len(values) - 1)
+        half = T95[freedom] * statistics.stdev(values) / math.sqrt(len(values))
         found |= {"low": found["mean"] - half, "high": found["mean"] + half}
     return {name: round(value, digits) for name, value in found.items()}
 

@@ -22,15 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blocks
 import common
-
-#: Two-sided 95 % of Student's t, by degrees of freedom.
-# fmt: off
-T95 = {
-    1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 9: 2.262, 11: 2.201, 13: 2.160, 15: 2.131, 17: 2.110, 19: 2.093, 23: 2.069,
-    27: 2.052, 29: 2.045, 39: 2.023, 49: 2.010, 59: 2.001, 79: 1.990, 89: 1.987, 119: 1.980,
-}
-# fmt: on
+from blocks import T95
 
 
 def places() -> list[tuple[Any, str, Any, Any]]:
@@ -185,6 +179,40 @@ def compared(seconds: dict[bool, list[float]], tokens: int) -> dict[str, Any]:
     }
 
 
+def in_blocks(llm: Any, ours: Ours, options: argparse.Namespace, began: float) -> dict[str, Any]:
+    """The loss between steps of one running batch that take turns with our hooks and without them.
+
+    Only decode steps are in it, and what is in the captured graphs is in both.
+    """
+    from profilemate import _native
+
+    measured = blocks.Blocks(
+        llm, lambda arm: ours.use(arm == "with"), ("without", "with"), options.batch, length=24, skip=8
+    )
+    # With larger batches the KV cache is full sooner.
+    lengths = [1024 if options.batch <= 64 else 512] * options.batch
+    # Others than the runs before had: prefixes are not cached, and expert models route otherwise.
+    prompts = common.prompts(options.batch, options.input_length, 2)
+    first: Any = None
+    other_tokens = runs = 0
+    with common.until_out_of_time():
+        while len(measured.cycles) < options.cycles and (not runs or time.monotonic() < began + options.seconds):
+            tokens = measured.run(prompts, lengths)
+            first = tokens if first is None else first
+            other_tokens += tokens != first
+            runs += 1
+            print(f"{len(measured.cycles)} cycles after {time.monotonic() - began:.1f} s", flush=True)
+    ours.use(True)
+    return {
+        "of": "blocks of steps",
+        **measured.compared("with", "without"),
+        "runs": runs,
+        "runs_with_other_tokens": other_tokens,
+        "cuda_counters": _native.cuda_counters(),
+        "records_dropped": _native.statistics()[1],
+    }
+
+
 def main() -> None:
     began = time.monotonic()
     parser = argparse.ArgumentParser()
@@ -198,6 +226,9 @@ def main() -> None:
     )
     parser.add_argument("--vllm-metrics-pairs", type=int, default=0)
     parser.add_argument("--profiler-pairs", type=int, default=0)
+    parser.add_argument(
+        "--cycles", type=int, default=0, help="no pairs of runs, but blocks of steps of a running batch"
+    )
     parser.add_argument("--timing", choices=["events", "lightweight", "off"])
     parser.add_argument("--label", default="")
     parser.add_argument("--json")
@@ -246,6 +277,10 @@ def main() -> None:
     begin = _native.ticks()
     time.sleep(0.2)
     per_microsecond = (_native.ticks() - begin) / 200_000
+
+    if options.cycles:
+        say(in_blocks(llm, ours, options, began))
+        return
 
     def probes(runs: Callable[[], int]) -> tuple[float, list[tuple[float, float]]]:
         """Microseconds in all probes, and calls and microseconds of each, for one of the runs with hooks."""
