@@ -86,7 +86,7 @@ def engine(model: str, max_num_seqs: int, **more: Any) -> Any:
 def prompts(count: int, length: int, seed: int) -> list[dict[str, list[int]]]:
     """Random prompts of one length."""
     random_ids = random.Random(seed)
-    return [{"prompt_token_ids": [random_ids.randrange(3, 800) for _ in range(length)]} for _ in range(count)]
+    return [{"prompt_token_ids": [random_ids.randrange(3, 400) for _ in range(length)]} for _ in range(count)]
 
 
 def generate(llm: Any, batch: list[dict[str, list[int]]], lengths: list[int]) -> list[list[int]]:
