@@ -332,3 +332,25 @@ def test_encoders_that_are_compiled_or_unknown_are_left_alone(tmp_path: Path, fa
     assert profiler(session) == "on"
     assert of(session, "encoder_block") == []
     assert len(of(session, "attention")) == 3 * 4
+
+
+CROSS = """
+import model
+class Cross(model.Attention): attn_type = "encoder_decoder"
+for i in range(5): model.context[f"model.decoder.layers.{i}.encoder_attn.attn"] = Cross(20)
+model.GPUModelRunner.model = object()
+"""
+
+
+def test_cross_attention_in_full_graphs_is_known_by_its_stamps(tmp_path: Path, fake: Path) -> None:
+    _, session = run(tmp_path, fake, before=CROSS)
+    assert {row["layer_idx"] for row in of(session, "cross_attention")} == {"0", "2", "4"}
+    found = json.loads((session / "encoder_decoder_summary.json").read_text())
+    # Five layers of 20 µs, beside attention, what lies between 11 layers, and their collectives.
+    share = 100 * 0.1 / (0.1 + 5 * 0.03 + 0.06 + 11 * 0.1 + 23 * 0.01)
+    timing = found["cross_attention_timing"]
+    assert timing["full_graph_steps"] == 40
+    assert timing["stamped_pct"] == pytest.approx(share, abs=0.01)
+    assert timing["stamped_is_estimate"] is True
+    assert "reason" not in timing
+    assert found["cross_attention_pct"] == pytest.approx(share, abs=0.01)
