@@ -100,6 +100,35 @@ print(fake.fake_broken_captures(), [fake.fake_calls(name) for name in (b"kernel"
 """
 
 
+#: A tower of four blocks of 20 µs in front of the model, which is called in every other step, outside of any graph.
+TOWER = """
+import model
+class ModuleList(list): pass
+class Block:
+    def forward(self, x): model.launch(0.02); return x + 1
+class Tower: pass
+blocks, mergers = ModuleList(Block() for _ in range(4)), ModuleList(Block() for _ in range(2))
+class Model:
+    supports_multimodal = True
+    _tower_model_names, _language_model_names = ["visual"], ["language_model"]
+    def named_children(self): return [("visual", tower), ("language_model", object())]
+    def named_modules(self):
+        yield from [("", self), ("visual", tower), ("visual.mergers", mergers), ("visual.blocks", blocks)]
+        yield from ((f"visual.blocks.{{place}}", block) for place, block in enumerate(blocks))
+    def embed_multimodal(self): pass
+tower, real = Tower(), 0
+{compiled}
+def dispatch(self, tokens):
+    global real
+    real += 1
+    if real % 2:
+        for place, block in enumerate(blocks): assert block.forward(place) == place + 1
+    return super(model.GPUModelRunner, self)._determine_batch_execution_and_padding(tokens)
+model.GPUModelRunner.model = Model()
+model.GPUModelRunner._determine_batch_execution_and_padding = dispatch
+"""
+
+
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the made-up driver, torch and vLLM."""
@@ -272,3 +301,58 @@ def test_dummy_batches_are_not_stamped(tmp_path: Path, fake: Path) -> None:
     _, session = run(tmp_path, fake, after=after, graphs=False)
     assert [row["step"] for row in of(session, "sampler")] == [str(step) for step in range(1, 42)]
     assert len(of(session, "attention")) == 3 * 41
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graph", "eager"])
+def test_sampled_blocks_of_encoders(tmp_path: Path, fake: Path, graphs: bool) -> None:
+    _, session = run(tmp_path, fake, graphs=graphs, before=TOWER.format(compiled=""))
+    blocks = of(session, "encoder_block")
+    # The longest list of the tower, in the steps in which it was called.
+    assert {(row["layer_idx"], row["kind"], row["duration_ms"]) for row in blocks} == {
+        (layer, "vision_encoder", "0.020000") for layer in ("0", "1", "3")
+    }
+    assert [row["step"] for row in blocks] == [str(step) for step in range(1, 41, 2) for _ in range(3)]
+    assert len(of(session, "attention")) == 3 * 40
+    summary = json.loads((session / "layer_summary.json").read_text())
+    (found,) = (part for part in summary["components"] if part["component"] == "encoder_block")
+    assert (found["layers"], found["timed_layers"]) == (4, [0, 1, 3])
+    # It is no part of the forward pass.
+    assert "forward_share_pct" not in found
+    assert set(summary["forward"]["parts"]) == {"attention", "rest"}
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        "tower.do_not_compile = False",
+        "blocks[2].do_not_compile = False",
+        "del Model._tower_model_names, Model.named_children",
+    ],
+)
+def test_encoders_that_are_compiled_or_unknown_are_left_alone(tmp_path: Path, fake: Path, compiled: str) -> None:
+    _, session = run(tmp_path, fake, before=TOWER.format(compiled=compiled), steps=4)
+    assert profiler(session) == "on"
+    assert of(session, "encoder_block") == []
+    assert len(of(session, "attention")) == 3 * 4
+
+
+CROSS = """
+import model
+class Cross(model.Attention): attn_type = "encoder_decoder"
+for i in range(5): model.context[f"model.decoder.layers.{i}.encoder_attn.attn"] = Cross(20)
+model.GPUModelRunner.model = object()
+"""
+
+
+def test_cross_attention_in_full_graphs_is_known_by_its_stamps(tmp_path: Path, fake: Path) -> None:
+    _, session = run(tmp_path, fake, before=CROSS)
+    assert {row["layer_idx"] for row in of(session, "cross_attention")} == {"0", "2", "4"}
+    found = json.loads((session / "encoder_decoder_summary.json").read_text())
+    # Five layers of 20 µs, beside attention, what lies between 11 layers, and their collectives.
+    share = 100 * 0.1 / (0.1 + 5 * 0.03 + 0.06 + 11 * 0.1 + 23 * 0.01)
+    timing = found["cross_attention_timing"]
+    assert timing["full_graph_steps"] == 40
+    assert timing["stamped_pct"] == pytest.approx(share, abs=0.01)
+    assert timing["stamped_is_estimate"] is True
+    assert "reason" not in timing
+    assert found["cross_attention_pct"] == pytest.approx(share, abs=0.01)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,47 @@ def attach() -> None:
     spec = importlib.util.spec_from_file_location("profilemate_sitecustomize", SITE / "sitecustomize.py")
     assert spec is not None and spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+#: Whether the check was asked to end: then nothing more is measured.
+out_of_time: list[bool] = []
+
+
+class OutOfTimeError(BaseException):
+    """The check is asked to end. Not an `Exception`: nobody in between may take it for an error of theirs."""
+
+
+@contextmanager
+def until_out_of_time() -> Iterator[None]:
+    """What is in here ends when the check is asked to (SIGTERM). What comes behind tells what was measured so far."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise OutOfTimeError
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except OutOfTimeError:
+        out_of_time.append(True)
+        print("out of time: what was measured so far follows", flush=True)
+    finally:
+        # What is told then, also by programs that are started for it, is not cut short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def say(result: dict[str, Any], file: str | None) -> None:
+    """One line of results, printed and put behind those of a file."""
+    print("RESULT " + json.dumps(result), flush=True)
+    if file:
+        with Path(file).open("a") as results:
+            results.write(json.dumps(result) + "\n")
+
+
+def gpu() -> str:
+    """Which GPU this is; on a machine without one, a check can at least be tried."""
+    cuda = sys.modules["torch"].cuda
+    return str(cuda.get_device_name()) if cuda.is_available() else "no GPU"
 
 
 def engine(model: str, max_num_seqs: int, **more: Any) -> Any:
@@ -41,7 +86,7 @@ def engine(model: str, max_num_seqs: int, **more: Any) -> Any:
 def prompts(count: int, length: int, seed: int) -> list[dict[str, list[int]]]:
     """Random prompts of one length."""
     random_ids = random.Random(seed)
-    return [{"prompt_token_ids": [random_ids.randrange(3, 900) for _ in range(length)]} for _ in range(count)]
+    return [{"prompt_token_ids": [random_ids.randrange(3, 400) for _ in range(length)]} for _ in range(count)]
 
 
 def generate(llm: Any, batch: list[dict[str, list[int]]], lengths: list[int]) -> list[list[int]]:

@@ -22,15 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blocks
 import common
-
-#: Two-sided 95 % of Student's t, by degrees of freedom.
-# fmt: off
-T95 = {
-    1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 9: 2.262, 11: 2.201, 13: 2.160, 15: 2.131, 17: 2.110, 19: 2.093, 23: 2.069,
-    27: 2.052, 29: 2.045, 39: 2.023, 49: 2.010, 59: 2.001, 79: 1.990, 89: 1.987, 119: 1.980,
-}
-# fmt: on
+from blocks import T95
 
 
 def places() -> list[tuple[Any, str, Any, Any]]:
@@ -155,16 +149,20 @@ def in_pairs(
     seconds: dict[bool, list[float]] = {True: [], False: []}
     first: Any = None
     other_tokens = 0
-    for pair in range(pairs):
-        if time.monotonic() > until:
-            break
-        for with_it in (True, False) if pair % 2 else (False, True):
-            use(with_it)
-            took, tokens = run()
-            first = tokens if first is None else first
-            other_tokens += tokens != first
-            seconds[with_it].append(took)
-        print(f"{what} {pair}: without {seconds[False][-1]:.4f} s, with {seconds[True][-1]:.4f} s", flush=True)
+    with common.until_out_of_time():
+        for pair in range(pairs):
+            if pair and time.monotonic() > until:
+                break
+            took_each = {}
+            for with_it in (True, False) if pair % 2 else (False, True):
+                use(with_it)
+                took_each[with_it], tokens = run()
+                first = tokens if first is None else first
+                other_tokens += tokens != first
+            # Pairs are kept whole.
+            for with_it, took in took_each.items():
+                seconds[with_it].append(took)
+            print(f"{what} {pair}: without {took_each[False]:.4f} s, with {took_each[True]:.4f} s", flush=True)
     return seconds, other_tokens
 
 
@@ -181,6 +179,40 @@ def compared(seconds: dict[bool, list[float]], tokens: int) -> dict[str, Any]:
     }
 
 
+def in_blocks(llm: Any, ours: Ours, options: argparse.Namespace, began: float) -> dict[str, Any]:
+    """The loss between steps of one running batch that take turns with our hooks and without them.
+
+    Only decode steps are in it, and what is in the captured graphs is in both.
+    """
+    from profilemate import _native
+
+    measured = blocks.Blocks(
+        llm, lambda arm: ours.use(arm == "with"), ("without", "with"), options.batch, length=24, skip=8
+    )
+    # With larger batches the KV cache is full sooner.
+    lengths = [1024 if options.batch <= 64 else 512] * options.batch
+    # Others than the runs before had: prefixes are not cached, and expert models route otherwise.
+    prompts = common.prompts(options.batch, options.input_length, 2)
+    first: Any = None
+    other_tokens = runs = 0
+    with common.until_out_of_time():
+        while len(measured.cycles) < options.cycles and (not runs or time.monotonic() < began + options.seconds):
+            tokens = measured.run(prompts, lengths)
+            first = tokens if first is None else first
+            other_tokens += tokens != first
+            runs += 1
+            print(f"{len(measured.cycles)} cycles after {time.monotonic() - began:.1f} s", flush=True)
+    ours.use(True)
+    return {
+        "of": "blocks of steps",
+        **measured.compared("with", "without"),
+        "runs": runs,
+        "runs_with_other_tokens": other_tokens,
+        "cuda_counters": _native.cuda_counters(),
+        "records_dropped": _native.statistics()[1],
+    }
+
+
 def main() -> None:
     began = time.monotonic()
     parser = argparse.ArgumentParser()
@@ -194,10 +226,16 @@ def main() -> None:
     )
     parser.add_argument("--vllm-metrics-pairs", type=int, default=0)
     parser.add_argument("--profiler-pairs", type=int, default=0)
+    parser.add_argument(
+        "--cycles", type=int, default=0, help="no pairs of runs, but blocks of steps of a running batch"
+    )
+    parser.add_argument("--timing", choices=["events", "lightweight", "off"])
     parser.add_argument("--label", default="")
     parser.add_argument("--json")
     options = parser.parse_args()
     os.environ["PROFILEMATE_OUTPUT_DIR"] = tempfile.mkdtemp(prefix="profilemate-cost-")
+    if options.timing:
+        os.environ["PROFILEMATE_TIMING"] = options.timing
     common.attach()
     llm = common.engine(options.model, options.batch)
     print(f"engine ready after {time.monotonic() - began:.1f} s", flush=True)
@@ -239,6 +277,10 @@ def main() -> None:
     begin = _native.ticks()
     time.sleep(0.2)
     per_microsecond = (_native.ticks() - begin) / 200_000
+
+    if options.cycles:
+        say(in_blocks(llm, ours, options, began))
+        return
 
     def probes(runs: Callable[[], int]) -> tuple[float, list[tuple[float, float]]]:
         """Microseconds in all probes, and calls and microseconds of each, for one of the runs with hooks."""
@@ -293,7 +335,7 @@ def main() -> None:
             "timing": timing,
         }
     )
-    if options.vllm_metrics_pairs:
+    if options.vllm_metrics_pairs and not common.out_of_time:
         ours.use(False)
         metrics = VllmMetrics(llm)
         metrics.use(True)
@@ -312,7 +354,7 @@ def main() -> None:
                 "runs_with_other_tokens": other_tokens,
             }
         )
-    if options.profiler_pairs:
+    if options.profiler_pairs and not common.out_of_time:
         import torch
 
         ours.use(False)

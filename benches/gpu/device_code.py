@@ -112,6 +112,7 @@ def capture(model: Model) -> torch.cuda.CUDAGraph:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--session", required=True)
+    parser.add_argument("--label", default="device-code")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(0), "driver": _native.cuda_driver_version()}
@@ -210,6 +211,7 @@ def main() -> None:
     result["captures_beside_the_clock"] = captures
     # Times between two calls of the hook itself; the newest rows come with the end.
     _native.close()
+    result = {"label": arguments.label, **result}
     print("RESULT", json.dumps(result))
     if arguments.json:
         with Path(arguments.json).open("a") as file:

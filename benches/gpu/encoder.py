@@ -1,6 +1,6 @@
 """Whether our times of encoders and decoder are true on a GPU, and that they add no synchronization.
 
-    python encoder.py MODEL whisper|qwen3vl --label NAME [--v2] [--encoder-graphs] [--json FILE]
+    python encoder.py MODEL whisper|qwen3vl --label NAME [--v1] [--encoder-graphs] [--json FILE]
 
 MODEL is a folder of `scripts/make_models.py` (whisper-medium, qwen3vl-4b). Inputs come while other requests decode, in
 CUDA graphs as vLLM captures them by itself. Each call of an encoder and each forward pass is compared with
@@ -30,8 +30,10 @@ import common
 import cost
 import truth
 
-#: Inputs of a round: as many as fit into one step, several times.
-INPUTS = {"whisper": 48, "qwen3vl": 32}
+#: Inputs of a round: as many as fit into one step, several times. To prepare an image takes the host a while.
+INPUTS = {"whisper": 48, "qwen3vl": 16}
+#: What is captured: decoding, for as many sequences. Each size more takes time when the engine starts.
+SIZES = {"whisper": [1, 2, 4, 8, 16, 24, 32, 40, 48], "qwen3vl": [1, 2, 4, 8, 16]}
 #: Tokens of a step: encoders may take as many embeddings. 16 pieces of audio of 1,500; 8 images of 1,024 and their
 #: text.
 BUDGET = {"whisper": 24_000, "qwen3vl": 8_448}
@@ -188,26 +190,33 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("kind", choices=sorted(INPUTS))
     parser.add_argument("--label", required=True)
-    parser.add_argument("--v2", action="store_true", help="vLLM's V2 model runner")
-    parser.add_argument("--encoder-graphs", action="store_true", help="encoders in CUDA graphs")
+    parser.add_argument("--v1", action="store_true", help="vLLM's V1 model runner")
+    parser.add_argument("--encoder-graphs", action="store_true", help="encoders in CUDA graphs, V1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--seconds", type=float, default=1e9, help="begin no round after so many seconds from the start"
     )
     parser.add_argument("--json")
     options = parser.parse_args()
-    if options.v2:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    if options.v1 or options.encoder_graphs:
+        # In vLLM 0.26 only the V1 runner has graphs of encoders.
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     folder = tempfile.mkdtemp(prefix="profilemate-encoder-")
     os.environ["PROFILEMATE_OUTPUT_DIR"] = folder
     common.attach()
     kind = options.kind
     more: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1, "video": 0}} if kind == "qwen3vl" else {}
+    more["compilation_config"] = {"cudagraph_capture_sizes": SIZES[kind]}
     if options.encoder_graphs:
-        more["compilation_config"] = {"cudagraph_mm_encoder": True}
+        more["compilation_config"] |= {
+            "cudagraph_mm_encoder": True,
+            # Embeddings of 2 images and of 8.
+            "encoder_cudagraph_token_budgets": [2048, 8192],
+            "encoder_cudagraph_max_vision_items_per_batch": 8,
+        }
     llm = common.engine(
         options.model,
-        64,
+        INPUTS[kind],
         max_model_len=448 if kind == "whisper" else 4096,
         max_num_batched_tokens=BUDGET[kind],
         # Inputs are prepared anew each time, as the first time.
@@ -219,41 +228,51 @@ def main() -> None:
     hooks = Hooks(worker)
     runner = worker.model_runner
 
-    def round_of(seed: int) -> None:
-        prompts = asked(kind, INPUTS[kind], seed)
-        common.generate(llm, prompts, [24 + (5 * n) % 40 for n in range(len(prompts))])
+    def round_of(prompts: list[dict[str, Any]]) -> None:
+        common.generate(llm, prompts, [16 + (5 * n) % 24 for n in range(len(prompts))])
 
-    round_of(0)
-    # Without our hooks first: what marks the regions stays, and goes through them.
     trace = truth.Trace()
     from profilemate import _native
 
     synchronizations: dict[str, Counter[str]] = defaultdict(Counter)
     rounds: Counter[str] = Counter()
+    wanted: dict[str, tuple[float, float]] = {}
+    recorded_without_hooks = 0
 
     def traced(which: str, seed: int) -> list[Any]:
         begin = time.perf_counter()
+        prompts = asked(kind, INPUTS[kind], seed)
+        made = time.perf_counter()
         trace.start()
-        round_of(seed)
+        round_of(prompts)
         events = trace.stop()
         synchronizations[which] += waits(events)
         rounds[which] += 1
-        print(f"{which} {seed}: {len(events)} events in {time.perf_counter() - begin:.1f} s", flush=True)
+        took = time.perf_counter() - made
+        print(f"{which} {seed}: {len(events)} events in {took:.1f} s, inputs in {made - begin:.1f} s", flush=True)
         return events
 
-    records = _native.statistics()[0]
-    with hooks.out():
+    def is_over() -> bool:
+        return time.monotonic() - began > options.seconds
+
+    with common.until_out_of_time():
+        round_of(asked(kind, INPUTS[kind], 0))
+        print(f"warm after {time.monotonic() - began:.1f} s", flush=True)
+        # With our hooks first: taking them out takes out what marks the regions, too.
+        truth.mark_regions()
+        mark_encoders(runner.get_model() if hasattr(runner, "get_model") else runner.model)
         for seed in range(1, options.rounds + 1):
-            traced("without", seed)
-    # Pauses of the garbage collector and evicted blocks, which no hook tells of.
-    recorded_without_hooks = _native.statistics()[0] - records
-    truth.mark_regions()
-    mark_encoders(runner.get_model() if hasattr(runner, "get_model") else runner.model)
-    wanted: dict[str, tuple[float, float]] = {}
-    for seed in range(101, 101 + options.rounds):
-        if time.monotonic() - began > options.seconds:
-            break
-        wanted.update(device_times(traced("with", seed)))
+            if rounds["with"] and is_over():
+                break
+            wanted.update(device_times(traced("with", seed)))
+        # Pauses of the garbage collector and evicted blocks, which no hook tells of.
+        with hooks.out():
+            for seed in range(101, 101 + options.rounds):
+                if rounds["without"] and is_over():
+                    break
+                records = _native.statistics()[0]
+                traced("without", seed)
+                recorded_without_hooks += _native.statistics()[0] - records
     counters = _native.cuda_counters()
     _native.close()
     (session,) = Path(folder).glob("session_*")
@@ -289,23 +308,25 @@ def main() -> None:
         which: {name: round(count / rounds[which], 2) for name, count in sorted(found.items())}
         for which, found in synchronizations.items()
     }
-    names = {*synchronizations["with"], *synchronizations["without"]}
+    names = {name for found in per_round.values() for name in found}
+    of_both = per_round.get("with", {}), per_round.get("without", {})
+    added = sum(of_both[0].get(name, 0) - of_both[1].get(name, 0) for name in names)
     summary = json.loads((session / "encoder_decoder_summary.json").read_text())
     metadata = json.loads((session / "metadata.json").read_text())
     cross = [row for row in rows if row["component"] == "cross_attention"]
     result = {
         "label": options.label,
         "runner": f"{type(runner).__module__}.{type(runner).__qualname__}",
-        "gpu": sys.modules["torch"].cuda.get_device_name(),
+        "gpu": common.gpu(),
         "vllm": sys.modules["vllm"].__version__,
         "regions_in_trace": len(wanted),
         "regions_not_in_our_table": len(wanted.keys() - matched),
         "rows_without_a_time": missing,
         "groups": {group: compared(pairs) for group, pairs in sorted(groups.items())},
         "synchronizations_per_round": per_round,
-        "synchronizations_added_per_round": round(
-            sum(per_round["with"].get(name, 0) - per_round["without"].get(name, 0) for name in names), 2
-        ),
+        # None: a time limit came before the rounds of one of them.
+        "synchronizations_added_per_round": round(added, 2) if len(rounds) == 2 else None,
+        "rounds": rounds,
         "cross_attention": [
             {key: row[key] for key in ("step", "duration_ms", "layers", "timing")} for row in cross[:5]
         ],
@@ -316,10 +337,7 @@ def main() -> None:
         "timing_mode": metadata["timing_mode"],
         "profilers": metadata["profilers"],
     }
-    print("RESULT " + json.dumps(result), flush=True)
-    if options.json:
-        with Path(options.json).open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    common.say(result, options.json)
 
 
 if __name__ == "__main__":

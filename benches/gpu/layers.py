@@ -14,7 +14,6 @@ two only. Prints the loss of throughput against the first, with its 95 % interva
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import tempfile
@@ -49,12 +48,15 @@ def truth(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     folder = tempfile.mkdtemp(prefix="profilemate-layers-")
     os.environ["PROFILEMATE_OUTPUT_DIR"] = folder
+    os.environ["PROFILEMATE_LAYERS_EVERY"] = "1"
     common.attach()
     from profilemate import _native
 
-    llm = common.engine(options.model, 256, max_num_batched_tokens=2048)
+    # The batches that are compared, each in a graph of its own size.
+    sizes = {"cudagraph_capture_sizes": [8, 64, 256]}
+    llm = common.engine(options.model, 256, max_num_batched_tokens=2048, compilation_config=sizes)
     common.generate(llm, common.prompts(8, 128, 0), [8] * 8)
-    groups: list[tuple[str, list[list[stamps.Between]], int]] = []
+    groups: list[tuple[str, list[stamps.Between], int]] = []
 
     def traced(group: str, batch: int, prompt: int, length: int) -> None:
         prompts = common.prompts(batch, prompt, len(groups))
@@ -70,12 +72,13 @@ def truth(options: argparse.Namespace) -> list[dict[str, Any]]:
             for event in events
             if event.device_type() == cuda and not event.name().startswith(("Memcpy", "Memset"))
         ]
-        groups.append((group, stamps.traced_steps(kernels), _native.worker_step()))
-        print(f"{group}: {len(kernels)} kernels, {len(groups[-1][1])} steps", flush=True)
+        groups.append((group, stamps.traced_pairs(kernels), _native.worker_step()))
+        print(f"{group}: {len(kernels)} kernels, {len(groups[-1][1])} pairs of stamps", flush=True)
 
-    for batch in (8, 64, 256):
-        traced(f"decode {batch}", batch, 16, 40)
-    traced("prefill", 24, 1500, 1)
+    with common.until_out_of_time():
+        for batch in (8, 64, 256):
+            traced(f"decode {batch}", batch, 16, 40)
+        traced("prefill", 24, 1500, 1)
     recorded = stamps.recorded_steps(export(folder), "worker-0")
     return [stamps.compare(steps, last, recorded, group) for group, steps, last in groups]
 
@@ -146,14 +149,18 @@ def cost(options: argparse.Namespace) -> list[dict[str, Any]]:
         run(arm)
     seconds: dict[str, list[float]] = {arm: [] for arm in order}
     other_tokens = dict.fromkeys(order, 0)
-    for number in range(options.rounds):
-        if time.monotonic() - began > options.seconds:
-            break
-        for arm in order[number % 3 :] + order[: number % 3]:
-            took, tokens = run(arm)
-            seconds[arm].append(took)
-            other_tokens[arm] += tokens != first
-        print(number, {arm: round(seconds[arm][-1], 4) for arm in order}, flush=True)
+    with common.until_out_of_time():
+        for number in range(options.rounds):
+            if number and time.monotonic() - began > options.seconds:
+                break
+            took_each = {}
+            for arm in order[number % 3 :] + order[: number % 3]:
+                took_each[arm], tokens = run(arm)
+                other_tokens[arm] += tokens != first
+            # Rounds are kept whole.
+            for arm, took in took_each.items():
+                seconds[arm].append(took)
+            print(number, {arm: round(seconds[arm][-1], 4) for arm in order}, flush=True)
     return [
         {
             "layers": arm,
@@ -179,11 +186,7 @@ def main() -> None:
     if options.v1:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     for result in truth(options) if options.what == "truth" else cost(options):
-        said = json.dumps({"label": options.label, **result})
-        print("RESULT " + said, flush=True)
-        if options.json:
-            with Path(options.json).open("a") as file:
-                file.write(said + "\n")
+        common.say({"label": options.label, **result}, options.json)
 
 
 if __name__ == "__main__":

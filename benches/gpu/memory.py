@@ -36,9 +36,10 @@ def microseconds(call: Callable[[], object], times: int) -> dict[str, float]:
 
 
 def nvidia_smi() -> dict[str, int]:
-    """What the system says of the first GPU, bytes."""
+    """What the system says of the GPU that torch calls the first, bytes."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     query = "--query-gpu=memory.total,memory.used,memory.free"
-    command = ["nvidia-smi", "-i", "0", query, "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "-i", visible, query, "--format=csv,noheader,nounits"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     total, used, free = (int(value) << 20 for value in said.split(","))
     return {"total": total, "used": used, "free": free}
@@ -56,7 +57,7 @@ def main() -> None:
     folder = tempfile.mkdtemp(prefix="profilemate-memory-")
     os.environ["PROFILEMATE_OUTPUT_DIR"] = folder
     common.attach()
-    llm = common.engine(options.model, 64)
+    llm = common.engine(options.model, 64, compilation_config={"cudagraph_capture_sizes": [64]})
     import torch
 
     for round_number in range(4):
@@ -103,7 +104,7 @@ def main() -> None:
     ours = {name: int(rows[-1][name]) for name in theirs}
     result: dict[str, Any] = {
         "label": options.label,
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": common.gpu(),
         "vllm": sys.modules["vllm"].__version__,
         "rows": len(rows),
         "seconds": round(float(rows[-1]["timestamp_sec"]) - float(rows[0]["timestamp_sec"]), 1),
@@ -114,10 +115,7 @@ def main() -> None:
         "cost_of_a_look": cost,
         "metadata": {key: metadata.get(key) for key in ("records_lost", "probe_errors", "overhead")},
     }
-    print("RESULT " + json.dumps(result), flush=True)
-    if options.json:
-        with Path(options.json).open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    common.say(result, options.json)
 
 
 if __name__ == "__main__":

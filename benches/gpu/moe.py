@@ -1,13 +1,14 @@
 """Whether experts are counted right on a GPU, inside CUDA graphs too, and what that costs.
 
     python moe.py exact MODEL --label NAME [--json FILE]
-    python moe.py cost MODEL --label NAME [--batch 64] [--pairs 12] [--seconds 220] [--json FILE]
+    python moe.py cost MODEL --label NAME [--batch 64] [--cycles 100] [--seconds 150] [--json FILE]
 
 exact   Prefill in pieces, mixed steps and decodes in FULL graphs with padding. What the tables say of each layer and
         expert is compared with vLLM's own return of routed experts, told by the same routers in the same run.
-cost    In one process, graphs are captured without counters, with them, and with pairs of experts and routing weights,
-        too. Runs with each set take turns. Prints the loss of throughput with its 95 % interval, microseconds per
-        layer, and whether all tokens were the same.
+cost    In one process, the graph of decoding is captured without counters, with them, and with pairs of experts and
+        routing weights, too. Steps of one running batch take turns with each (blocks.py). Prints the loss of throughput
+        with its 95 % interval, microseconds per layer, and whether all tokens were the same. The kernel that tells the
+        GPU which step runs is in all of them.
 """
 
 from __future__ import annotations
@@ -16,31 +17,22 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import blocks
 import common
-from cost import compared
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def worker_of(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-
-
-def say(result: dict[str, Any], file: str | None) -> None:
-    print("RESULT " + json.dumps(result), flush=True)
-    if file:
-        with Path(file).open("a") as results:
-            results.write(json.dumps(result) + "\n")
 
 
 def exact(options: argparse.Namespace, sessions: str) -> dict[str, Any]:
@@ -186,76 +178,75 @@ class Graphs:
             self._tell(module, of)
 
 
-def cost(options: argparse.Namespace, began: float) -> list[dict[str, Any]]:
+def cost(options: argparse.Namespace, began: float) -> Iterator[dict[str, Any]]:
     from profilemate import _native
     from profilemate.probes import moe_experts
     from profilemate.settings import settings
 
-    llm = common.engine(options.model, options.batch, gpu_memory_utilization=options.gpu_memory)
+    llm = common.engine(
+        options.model,
+        options.batch,
+        gpu_memory_utilization=options.gpu_memory,
+        # The only graph that is compared, captured three times.
+        compilation_config={"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [options.batch]},
+    )
     print(f"engine ready after {time.monotonic() - began:.1f} s", flush=True)
     graphs = Graphs(llm)
     graphs.keep("counters")
     assert all(module.router.capture_fn is not None for module in graphs.modules), "nothing is counted"
+    assert any(graphs.sets["counters"][0]), "no graph was captured"
+    layers = len(graphs.modules)
 
     def everything() -> None:
         values = settings()
         values["moe_coselection"] = values["moe_weights"] = True
         moe_experts.watch_experts(graphs.worker)
 
+    arms = ["without", "counters"]
     graphs.capture("without", lambda: None)
-    graphs.capture("everything", everything)
+    if not options.counters_only:
+        graphs.capture("everything", everything)
+        arms.append("everything")
     print(f"captured after {time.monotonic() - began:.1f} s", flush=True)
     batch = common.prompts(options.batch, options.input_length, 1)
-
-    def run() -> tuple[float, list[list[int]]]:
-        begin = time.perf_counter()
-        tokens = common.generate(llm, batch, [options.output_length] * options.batch)
-        return time.perf_counter() - begin, tokens
-
-    # Triton compiles in the first rounds.
-    for name in ("without", "counters", "everything", "without"):
-        graphs.use(name)
-        run()
-    first: Any = None
-    seconds: dict[str, list[float]] = {name: [] for name in graphs.sets}
-    other_tokens = 0
-    for turn in range(options.pairs):
-        if time.monotonic() > began + options.seconds:
-            break
-        order = ["without", "counters", "everything"]
-        for name in order if turn % 2 else reversed(order):
+    lengths = [options.output_length] * options.batch
+    tokens: dict[str, list[list[int]]] = {}
+    measured: blocks.Blocks | None = None
+    runs = other_tokens = 0
+    with common.until_out_of_time():
+        # Whole runs of one arm: Triton compiles in the first, and the others have to give the same tokens.
+        for number, name in enumerate(("without", *arms)):
             graphs.use(name)
-            took, tokens = run()
-            first = tokens if first is None else first
-            other_tokens += tokens != first
-            seconds[name].append(took)
-        print(
-            f"turn {turn}: " + ", ".join(f"{name} {each[-1]:.4f} s" for name, each in seconds.items()), flush=True
-        )
-    steps, layers = options.output_length, len(graphs.modules)
-    results = []
-    for name in ("counters", "everything"):
-        found = compared({True: seconds[name], False: seconds["without"]}, options.batch * options.output_length)
-        differences = [
-            1e6 * (with_ - without) / steps / layers
-            for with_, without in zip(seconds[name], seconds["without"], strict=True)
-        ]
-        results.append(
-            {
-                "what": f"cost of {name}",
-                "layers": layers,
-                "batch": options.batch,
-                **found,
-                "us_per_layer_and_step": round(statistics.mean(differences), 3),
-                "us_per_layer_and_step_median": round(statistics.median(differences), 3),
-                "ms_per_step_without": round(1e3 * statistics.median(seconds["without"]) / steps, 3),
-                "greedy_tokens_compared": options.batch * options.output_length,
-                "runs_with_other_tokens": other_tokens,
-                "cuda_counters": _native.cuda_counters(),
-                "records_dropped": _native.statistics()[1],
+            tokens["first" if number == 0 else name] = common.generate(llm, batch, lengths)
+        print(f"warm after {time.monotonic() - began:.1f} s", flush=True)
+        graphs.use(arms[0])
+        measured = blocks.Blocks(llm, graphs.use, arms, options.batch)
+        while len(measured.cycles) < options.cycles and time.monotonic() < began + options.seconds:
+            other_tokens += measured.run(batch, lengths) != tokens["without"]
+            runs += 1
+            print(f"run {runs}: {len(measured.cycles)} cycles, {time.monotonic() - began:.1f} s", flush=True)
+    for name in arms[1:]:
+        found = measured.compared(name, "without") if measured is not None else {}
+        per_layer = {
+            f"{clock}us_per_layer_and_step": {
+                value: round(each / layers, 4) for value, each in found[f"{clock}us_per_step"].items()
             }
-        )
-    return results
+            for clock in ("", "gpu_")
+            if f"{clock}us_per_step" in found
+        }
+        yield {
+            "what": f"cost of {name}",
+            "layers": layers,
+            "batch": options.batch,
+            **found,
+            **per_layer,
+            "greedy_tokens_compared": options.batch * options.output_length,
+            "tokens_are_the_same": tokens.get(name) == tokens.get("without"),
+            "runs_in_blocks": runs,
+            "runs_in_blocks_with_other_tokens": other_tokens,
+            "cuda_counters": _native.cuda_counters(),
+            "records_dropped": _native.statistics()[1],
+        }
 
 
 def main() -> None:
@@ -265,9 +256,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--input-length", type=int, default=128)
-    parser.add_argument("--output-length", type=int, default=256)
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=220, help="begin no turn after so many seconds")
+    parser.add_argument("--output-length", type=int, default=1024)
+    parser.add_argument("--cycles", type=int, default=100, help="each arm has two blocks of steps in a cycle")
+    parser.add_argument("--counters-only", action="store_true", help="without pairs and weights")
+    parser.add_argument("--seconds", type=float, default=150, help="begin no run after so many seconds")
     parser.add_argument("--gpu-memory", type=float, default=0.85)
     parser.add_argument("--label", default="")
     parser.add_argument("--json")
@@ -275,11 +267,12 @@ def main() -> None:
     sessions = tempfile.mkdtemp(prefix="profilemate-moe-")
     os.environ["PROFILEMATE_OUTPUT_DIR"] = sessions
     common.attach()
-    results = [exact(options, sessions)] if options.what == "exact" else cost(options, began)
-    torch = sys.modules["torch"]
+    results = iter([exact(options, sessions)]) if options.what == "exact" else cost(options, began)
     for result in results:
-        card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        say({"label": options.label, "gpu": card, "model": Path(options.model).name, **result}, options.json)
+        common.say(
+            {"label": options.label, "gpu": common.gpu(), "model": Path(options.model).name, **result},
+            options.json,
+        )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
     python sampling.py MODEL --label NAME [--v1] [--batch 64] [--json FILE]
 
 One engine samples in several ways, one after the other, each for some hundred steps; the medians of the steps of each
-way are from `sampling_timing.csv`. Some ways run once more under torch.profiler: for each of these steps, the time from
-the first to the last kernel that was launched inside vLLM's sampling function is held against our time of the same
-step. The V2 runner's time begins where the forward pass ended, so it has the pause before the first kernel, too.
+way are from `sampling_timing.csv`, and what each takes more than greedy sampling is said. Some ways run once more under
+torch.profiler: for each of these steps, the time from the first to the last kernel that was launched inside vLLM's
+sampling function is held against our time of the same step. The V2 runner's time begins where the forward pass ended,
+so it has the pause before the first kernel, too. Then our probe of sampling itself: steps of a running batch take turns
+without our hook on the sampling function, with it, and with the stamps of the sampler, too (blocks.py).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import blocks
 import common
+import cost
 import truth
 
 #: Way to sample → what it asks for.
@@ -38,38 +42,24 @@ WAYS: dict[str, dict[str, Any]] = {
 TRACED = ("greedy", "top_k_top_p", "penalties")
 
 
-def mark_regions() -> None:
-    """Puts a record_function around each call that samples, outside of our own hooks."""
+def mark_regions(runner: Any, name: str) -> None:
+    """Puts a record_function around each call that samples, outside of our own hook."""
     import torch
-    from vllm.v1.worker import gpu_model_runner
 
     step = 0
+    execute, sample = runner.execute_model, getattr(runner, name)
 
-    def numbered(original: Any) -> Any:
-        def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            nonlocal step
-            step = getattr(scheduler_output, "profilemate_step", 0)
-            return original(self, scheduler_output, *args, **kwargs)
+    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal step
+        step = getattr(scheduler_output, "profilemate_step", 0)
+        return execute(scheduler_output, *args, **kwargs)
 
-        return execute_model
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function(f"region:{step}"):
+            return sample(*args, **kwargs)
 
-    def marked(original: Any) -> Any:
-        def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with torch.profiler.record_function(f"region:{step}"):
-                return original(self, *args, **kwargs)
-
-        return sample
-
-    runners = [(gpu_model_runner.GPUModelRunner, "_sample")]
-    try:
-        from vllm.v1.worker.gpu import model_runner
-    except ImportError:
-        pass
-    else:
-        runners.append((model_runner.GPUModelRunner, "sample"))
-    for runner, method in runners:
-        runner.execute_model = numbered(runner.execute_model)
-        setattr(runner, method, marked(getattr(runner, method)))
+    runner.execute_model = execute_model
+    setattr(runner, name, marked)
 
 
 def generate(llm: Any, way: str, batch: int, tokens: int, seed: int) -> tuple[int, int]:
@@ -83,6 +73,51 @@ def generate(llm: Any, way: str, batch: int, tokens: int, seed: int) -> tuple[in
     return first, int(books.step)
 
 
+class Probe:
+    """Our hook on vLLM's sampling function, and the stamps around it: taken out and put back."""
+
+    ARMS = ("without", "hook", "hook and stamps")
+
+    def __init__(self, runner: Any) -> None:
+        names = ("_sample", "sample")
+        self.runner = runner
+        self.places = [place for place in cost.places() if place[1] in names and place[0] in type(runner).__mro__]
+        assert len(self.places) == 1, self.places
+        self.name = self.places[0][1]
+        self.stamps = vars(runner).get(self.name)
+        self.counted = self.costs()
+
+    def costs(self) -> tuple[int, int]:
+        """Calls of our hook so far, and ticks of the processor in it."""
+        calls, ticks = self.places[0][2].cost
+        return int(calls), int(ticks)
+
+    def since(self, per_microsecond: float) -> float | None:
+        """Microseconds of a call of our hook, since this was last asked."""
+        (calls, ticks), before = self.costs(), self.counted
+        self.counted = calls, ticks
+        return round((ticks - before[1]) / per_microsecond / (calls - before[0]), 2) if calls > before[0] else None
+
+    def use(self, arm: str) -> None:
+        """What runs from here on."""
+        owner, name, hook, original = self.places[0]
+        setattr(owner, name, original if arm == "without" else hook)
+        if self.stamps is None:
+            return
+        if arm == "hook and stamps":
+            setattr(self.runner, name, self.stamps)
+        else:
+            vars(self.runner).pop(name, None)
+
+
+def ticks_per_microsecond() -> float:
+    from profilemate import _native
+
+    begin, ticks = time.perf_counter_ns(), _native.ticks()
+    time.sleep(0.2)
+    return float(1e3 * (_native.ticks() - ticks) / (time.perf_counter_ns() - begin))
+
+
 def main() -> None:
     began = time.monotonic()
     parser = argparse.ArgumentParser()
@@ -91,6 +126,7 @@ def main() -> None:
     parser.add_argument("--v1", action="store_true")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--cycles", type=int, default=60, help="of our own probe, with and without (blocks.py)")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing after so many seconds")
     parser.add_argument("--json")
     options = parser.parse_args()
@@ -99,26 +135,50 @@ def main() -> None:
     folder = tempfile.mkdtemp(prefix="profilemate-sampling-")
     os.environ["PROFILEMATE_OUTPUT_DIR"] = folder
     common.attach()
-    llm = common.engine(options.model, options.batch)
+    # Prompts run without a graph, and decodes of a full batch in this one.
+    sizes = {"cudagraph_capture_sizes": [options.batch]}
+    llm = common.engine(options.model, options.batch, compilation_config=sizes)
     print(f"engine ready after {time.monotonic() - began:.1f} s", flush=True)
-    import torch
 
+    probe = Probe(llm.llm_engine.model_executor.driver_worker.worker.model_runner)
+    per_microsecond = ticks_per_microsecond()
     ways: dict[str, tuple[int, int]] = {}
-    for place, way in enumerate(WAYS):
-        if time.monotonic() - began > options.seconds:
-            break
-        # Kernels are compiled the first time.
-        generate(llm, way, options.batch, 8, 100 + place)
-        ways[way] = generate(llm, way, options.batch, options.tokens, place)
-    mark_regions()
+    hook_us: dict[str, float | None] = {}
     wanted: dict[str, dict[int, float]] = {}
-    for place, way in enumerate(TRACED):
-        if time.monotonic() - began > options.seconds:
-            break
-        trace = truth.Trace()
-        trace.start()
-        generate(llm, way, options.batch, 48, 200 + place)
-        wanted[way], _ = truth.spans(trace.stop())
+    measured: blocks.Blocks | None = None
+
+    def is_over(share: float) -> bool:
+        return time.monotonic() - began > share * options.seconds
+
+    with common.until_out_of_time():
+        for place, way in enumerate(WAYS):
+            if ways and is_over(1):
+                break
+            # Kernels are compiled the first time.
+            generate(llm, way, options.batch, 8, 100 + place)
+            probe.since(per_microsecond)
+            ways[way] = generate(llm, way, options.batch, options.tokens, place)
+            hook_us[way] = probe.since(per_microsecond)
+            print(f"{way} after {time.monotonic() - began:.1f} s", flush=True)
+        # In front of what stays in place for the traces.
+        if not is_over(0.8):
+            prompts = common.prompts(options.batch, 64, 300)
+            measured = blocks.Blocks(llm, probe.use, Probe.ARMS, options.batch)
+            while len(measured.cycles) < options.cycles and not is_over(0.8):
+                measured.run(prompts, [1024] * options.batch)
+                print(f"{len(measured.cycles)} cycles after {time.monotonic() - began:.1f} s", flush=True)
+            measured.stop()
+        # Kernels of stamps are none of the sampler's.
+        probe.use("hook")
+        mark_regions(probe.runner, probe.name)
+        for place, way in enumerate(TRACED):
+            if way not in ways or is_over(1):
+                break
+            trace = truth.Trace()
+            trace.start()
+            generate(llm, way, options.batch, 48, 200 + place)
+            wanted[way], _ = truth.spans(trace.stop())
+            print(f"traced {way} after {time.monotonic() - began:.1f} s", flush=True)
     from profilemate import _native
 
     runner = type(llm.llm_engine.model_executor.driver_worker.worker.model_runner)
@@ -137,6 +197,7 @@ def main() -> None:
         said[way] = {
             "steps": len(full),
             "gpu_ms_median": round(statistics.median(gpu), 4) if gpu else None,
+            "hook_us_per_step": hook_us.get(way),
             "gpu_ms_p99": round(truth.quantile(gpu, 0.99), 4) if gpu else None,
             "host_ms_median": round(statistics.median(host), 4) if host else None,
             "asked_for": {
@@ -146,6 +207,11 @@ def main() -> None:
             if full
             else None,
         }
+    greedy = said.get("greedy", {})
+    for of in said.values():
+        for name in ("gpu_ms_median", "host_ms_median"):
+            if of[name] is not None and greedy.get(name) is not None:
+                of[f"{name}_more_than_greedy"] = round(of[name] - greedy[name], 4)
     compared: dict[str, Any] = {}
     for way, steps in wanted.items():
         pairs = [
@@ -168,11 +234,12 @@ def main() -> None:
     result = {
         "label": options.label,
         "runner": f"{runner.__module__}.{runner.__qualname__}",
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": common.gpu(),
         "vllm": sys.modules["vllm"].__version__,
         "batch": options.batch,
         "ways": said,
         "beside_torch_profiler": compared,
+        "our_probe": [measured.compared(arm, Probe.ARMS[0]) for arm in Probe.ARMS[1:]] if measured else None,
         "costs": [
             {"added": mix["cost"]["added"], "to": mix["cost"]["to"], "cost_ms": mix["cost"].get("cost_ms")}
             for mix in summary["mixes"]
@@ -183,10 +250,7 @@ def main() -> None:
             key: metadata.get(key) for key in ("timing_mode", "records_lost", "probe_errors", "overhead")
         },
     }
-    print("RESULT " + json.dumps(result), flush=True)
-    if options.json:
-        with Path(options.json).open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    common.say(result, options.json)
 
 
 if __name__ == "__main__":

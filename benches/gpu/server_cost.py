@@ -2,16 +2,15 @@
 
     python server_cost.py MODEL --batch 64 [--pairs 12] [--seconds 240] [--label NAME] [--json FILE]
 
-As `vllm serve` has it, the front end is one process and the engine, with its model, another. The same prompts run over and
-over; before each run either our hooks or vLLM's own functions are put in place in both, and with them CUDA graphs that
-were captured with our stamps in them, or without. Prints the loss of throughput with its 95 % interval, and how long all
-probes of each process took of a step that only decodes, by their own count.
+As `vllm serve` has it, the front end is one process and the engine, with its model, another. The same prompts run over
+and over; before each run either our hooks or vLLM's own functions are put in place in both, and with them CUDA graphs
+that were captured with our stamps in them, or without. Prints the loss of throughput with its 95 % interval, and how
+long all probes of each process took of a step that only decodes, by their own count.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -229,7 +228,9 @@ def main() -> None:
         micros_by_process(short_before, short_after, per_microsecond),
         strict=True,
     ):
-        each = {name: (micros / long_runs - short[name] / short_runs) / more_steps for name, micros in long.items()}
+        each = {
+            name: (micros / long_runs - short[name] / short_runs) / more_steps for name, micros in long.items()
+        }
         each["beside the hooks"] = each["all"] - sum(micros for name, micros in each.items() if name != "all")
         decode.append({name: round(micros, 2) for name, micros in each.items() if abs(micros) >= 0.01})
     result = {
@@ -244,10 +245,7 @@ def main() -> None:
         "records_dropped": after[0]["statistics"][1],
         "graphs": after[0]["graphs"],
     }
-    print("RESULT " + json.dumps(result), flush=True)
-    if options.json:
-        with Path(options.json).open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    common.say(result, options.json)
 
 
 if __name__ == "__main__":

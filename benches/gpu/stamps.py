@@ -24,28 +24,24 @@ class Between(NamedTuple):
     span_us: float
 
 
-def traced_steps(kernels: Iterable[Kernel]) -> list[list[Between]]:
-    """The pairs of stamps of each step, in order. A step begins with the kernel that sets the step word."""
-    steps: list[list[Between]] = []
+def traced_pairs(kernels: Iterable[Kernel]) -> list[Between]:
+    """The pairs of stamps, in order."""
+    pairs: list[Between] = []
     inside: list[Kernel] | None = None
     for kernel in sorted(kernels, key=lambda kernel: kernel.start_us):
-        if "profilemate_set_step_word" in kernel.name:
-            steps.append([])
-            inside = None
-        elif "profilemate_stamp" in kernel.name:
+        if "profilemate_stamp" in kernel.name:
             if inside is None:
                 inside = []
                 continue
-            if steps and inside:
+            pairs.append(Between(0.0, 0.0))
+            if inside:
                 first, last = inside[0], max(inside, key=lambda each: each.start_us + each.duration_us)
                 span = last.start_us + last.duration_us - first.start_us
-                steps[-1].append(Between(sum(each.duration_us for each in inside), span))
-            elif steps:
-                steps[-1].append(Between(0.0, 0.0))
+                pairs[-1] = Between(sum(each.duration_us for each in inside), span)
             inside = None
-        elif inside is not None:
+        elif inside is not None and "profilemate_" not in kernel.name:
             inside.append(kernel)
-    return steps
+    return pairs
 
 
 def recorded_steps(session: Path, process: str) -> dict[int, list[dict[str, str]]]:
@@ -62,22 +58,32 @@ def recorded_steps(session: Path, process: str) -> dict[int, list[dict[str, str]
 
 
 def compare(
-    traced: list[list[Between]], last_step: int, recorded: dict[int, list[dict[str, str]]], group: str
+    traced: list[Between], last_step: int, recorded: dict[int, list[dict[str, str]]], group: str
 ) -> dict[str, Any]:
-    """How stamps and kernels compare, by component. The trace ends with the last step."""
+    """How stamps and kernels compare, by component. The trace ends with the last step, and each of its steps has been
+    recorded (`PROFILEMATE_LAYERS_EVERY=1`): its pairs are one around nothing, and one for each row.
+    """
     found: dict[str, list[tuple[float, Between]]] = {}
     matched = other_counts = 0
-    for step, pairs in zip(range(last_step - len(traced) + 1, last_step + 1), traced, strict=True):
-        rows = recorded.get(step)
-        if rows is None:
-            # One step in some is stamped.
-            continue
-        if len(rows) != len(pairs):
+    end = len(traced)
+    for step in range(last_step, 0, -1):
+        rows = recorded.get(step, [])
+        begin = end - len(rows) - 1
+        if end == 0:
+            break
+        if (
+            not rows
+            or begin < 0
+            or traced[begin] != Between(0.0, 0.0)
+            or Between(0.0, 0.0) in traced[begin + 1 : end]
+        ):
+            # What lies before cannot be told apart.
             other_counts += 1
-            continue
+            break
         matched += 1
-        for row, pair in zip(rows, pairs, strict=True):
+        for row, pair in zip(rows, traced[begin + 1 : end], strict=True):
             found.setdefault(row["component"], []).append((float(row["duration_ms"]) * 1e3, pair))
+        end = begin
     said: dict[str, Any] = {"group": group, "steps": matched, "steps_with_other_counts": other_counts}
     for component, both in found.items():
         errors = [ours - theirs.span_us for ours, theirs in both]

@@ -85,7 +85,8 @@ class Trace:
     def stop(self) -> list[Any]:
         """Everything that was recorded."""
         torch = sys.modules["torch"]
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         events: list[Any] = torch.autograd._disable_profiler().events()
         return events
 
@@ -227,35 +228,35 @@ def main() -> None:
         assert graph_stats, "vLLM gave no CUDAGraphStat"
         assert 0 not in graph_stats, "steps without a number"
     mark_regions()
-    import torch
 
     wanted: dict[int, float] = {}
     kernels: dict[int, int] = {}
-    for round_number in range(options.rounds):
-        if time.monotonic() - began > options.seconds:
-            break
-        begin = time.perf_counter()
-        trace = Trace()
-        trace.start()
-        # Only prompts: every step is prefill, and full.
-        common.generate(llm, common.prompts(130, min(options.tokens, 2000), 10 + round_number), [1] * 130)
-        # Prompts that come in while others decode.
-        count = 150
-        lengths = [16 + (i * 7) % 24 for i in range(count)]
-        common.generate(llm, common.prompts(count, options.prompt, 20 + round_number), lengths)
-        # Only decodes, of fewer and fewer sequences.
-        lengths = [70 + i % 64 for i in range(64)]
-        common.generate(llm, common.prompts(64, 16, 30 + round_number), lengths)
-        events = trace.stop()
-        traced = time.perf_counter()
-        found, counted = spans(events)
-        print(
-            f"round {round_number}: {len(events)} events, {len(found)} steps, {traced - begin:.1f} s, read in "
-            f"{time.perf_counter() - traced:.1f} s",
-            flush=True,
-        )
-        wanted.update(found)
-        kernels.update(counted)
+    with common.until_out_of_time():
+        for round_number in range(options.rounds):
+            if wanted and time.monotonic() - began > options.seconds:
+                break
+            begin = time.perf_counter()
+            trace = Trace()
+            trace.start()
+            # Only prompts: every step is prefill, and full.
+            common.generate(llm, common.prompts(130, min(options.tokens, 2000), 10 + round_number), [1] * 130)
+            # Prompts that come in while others decode.
+            count = 150
+            lengths = [16 + (i * 7) % 24 for i in range(count)]
+            common.generate(llm, common.prompts(count, options.prompt, 20 + round_number), lengths)
+            # Only decodes, of fewer and fewer sequences.
+            lengths = [70 + i % 64 for i in range(64)]
+            common.generate(llm, common.prompts(64, 16, 30 + round_number), lengths)
+            events = trace.stop()
+            traced = time.perf_counter()
+            found, counted = spans(events)
+            print(
+                f"round {round_number}: {len(events)} events, {len(found)} steps, {traced - begin:.1f} s, read in "
+                f"{time.perf_counter() - traced:.1f} s",
+                flush=True,
+            )
+            wanted.update(found)
+            kernels.update(counted)
     from profilemate import _native
 
     counters = _native.cuda_counters()
@@ -298,7 +299,7 @@ def main() -> None:
     result = {
         "label": options.label,
         "runner": f"{runner.__module__}.{runner.__qualname__}",
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": common.gpu(),
         "vllm": sys.modules["vllm"].__version__,
         "steps_in_trace": len(wanted),
         "kernels_in_trace": sum(kernels.values()),
@@ -318,10 +319,7 @@ def main() -> None:
         file_name = session / name
         if file_name.exists():
             result[name] = file_name.read_text().splitlines()[:12]
-    print("RESULT " + json.dumps(result), flush=True)
-    if options.json:
-        with Path(options.json).open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    common.say(result, options.json)
 
 
 if __name__ == "__main__":

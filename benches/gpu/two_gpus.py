@@ -31,6 +31,7 @@ if __name__ == "__main__":
     from vllm import LLM
     llm = LLM(model={model!r}, load_format="dummy", seed=0, max_num_seqs=64, max_model_len=2048, tensor_parallel_size=2,
               gpu_memory_utilization=0.85, enable_prefix_caching=False,
+              compilation_config={{"cudagraph_capture_sizes": [64]}},
               profiler_config={{"profiler": "torch", "torch_profiler_dir": {traces!r},
                                "torch_profiler_with_stack": False, "torch_profiler_dump_cuda_time_total": False}})
     for round_number in range(3):
@@ -62,7 +63,7 @@ def collectives(session: Path, traces: Path, workers: list[str]) -> dict[str, An
     truth = []
     for worker, file in zip(workers, ranked or files, strict=False):
         recorded = stamps.recorded_steps(session, worker)
-        traced = stamps.traced_steps(kernels_of(file))
+        traced = stamps.traced_pairs(kernels_of(file))
         truth.append(stamps.compare(traced, max(recorded), recorded, f"{worker} {file.name}"))
     said["truth"] = truth
     return said
@@ -71,6 +72,7 @@ def collectives(session: Path, traces: Path, workers: list[str]) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
+    parser.add_argument("--label", default="two_gpus")
     parser.add_argument("--json")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="profilemate-two-"))
@@ -83,6 +85,7 @@ def main() -> None:
         "PYTHONPATH": os.pathsep.join([str(common.SITE), os.environ.get("PYTHONPATH", "")]),
         "PROFILEMATE_OUTPUT_DIR": str(folder / "out"),
         "PROFILEMATE_COLLECTOR": "none",
+        "PROFILEMATE_LAYERS_EVERY": "1",
     }
     subprocess.run([sys.executable, str(script)], check=True, env=environment)
     sessions = list((folder / "out").glob("session_*"))
@@ -96,7 +99,7 @@ def main() -> None:
         by_process.setdefault(row["process"], {})[row["step"]] = row
     workers = sorted(by_process)
     result: dict[str, Any] = {
-        "label": "two_gpus",
+        "label": options.label,
         "processes": [f"{p['role']}-{p['rank']} {p['how_it_ended']}" for p in metadata["processes"]],
         "timing_mode": metadata["timing_mode"],
         "records_lost": metadata["records_lost"],
@@ -117,10 +120,7 @@ def main() -> None:
         result["forward_apart_us"] = [round(q * 1e3, 1) for q in statistics.quantiles(forward, n=4)]
         result["forward_ms_median"] = statistics.median(float(first[s]["forward_time_ms"]) for s in both)
     result["collectives"] = collectives(session, folder / "traces", workers)
-    print("RESULT " + json.dumps(result), flush=True)
-    if options.json:
-        with Path(options.json).open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    common.say(result, options.json)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def _note_process() -> None:
 #: Settings of vLLM that advice is about, by the part of its configuration that has them. What a version does not have
 #: is left out. The names are those of `vllm/config/`, and of its command line.
 _SETTINGS = {
-    "model_config": ("enforce_eager", "max_model_len"),
+    "model_config": ("enforce_eager", "max_model_len", "generation_config", "max_logprobs"),
     "cache_config": (
         "gpu_memory_utilization",
         "cache_dtype",

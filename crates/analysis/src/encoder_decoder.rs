@@ -11,6 +11,7 @@ use profilemate_session::{Component as Role, Edge, Event, Name, Payload, Session
 use crate::Context;
 use crate::batch::percent;
 use crate::forward::{Pass, Timing};
+use crate::layers;
 use crate::statistics::{Samples, Statistics};
 use crate::steps::Call;
 
@@ -162,8 +163,12 @@ pub struct CrossAttention {
     pub measured_steps: u64,
     /// Share of the forward passes in those, percent.
     pub of_decoder_pct: Option<f64>,
-    /// Steps that ran in a full CUDA graph, where it cannot be timed by itself.
+    /// Steps that ran in a full CUDA graph, inside which Python times nothing.
     pub full_graph_steps: u64,
+    /// Share of the forward passes by the stamps of layers, which are in full CUDA graphs, too; percent.
+    pub stamped_pct: Option<f64>,
+    /// Whether some layers stand for all in that.
+    pub stamped_is_estimate: bool,
     /// Why it was not timed, or not everywhere; empty if there is nothing to say.
     pub reason: String,
 }
@@ -212,11 +217,23 @@ impl Summary {
         }
         match (component, &self.cross_attention) {
             (Component::CrossAttention, Some(cross)) => {
-                let known = cross.of_decoder_pct.filter(|_| cross.full_graph_steps == 0)?;
+                let everywhere = cross.of_decoder_pct.filter(|_| cross.full_graph_steps == 0);
+                let known = everywhere.or(cross.stamped_pct)?;
                 Some(known * self.total_ms(Component::Decoder) / whole_ms)
             }
             _ => Some(100.0 * self.total_ms(component) / whole_ms),
         }
+    }
+
+    /// Takes what the stamps of layers say of cross-attention, where there are some.
+    pub(crate) fn take_stamps(&mut self, layers: &layers::Summary) {
+        let Some(cross) = &mut self.cross_attention else { return };
+        let of_it = || layers.components.iter().filter(|of| of.component == "cross_attention");
+        let shares = of_it().filter_map(|of| of.forward_share_pct);
+        let Some(stamped_pct) = shares.reduce(|sum, share| sum + share) else { return };
+        cross.stamped_pct = Some(stamped_pct);
+        cross.stamped_is_estimate = of_it().any(|of| of.is_estimate);
+        cross.reason.clear();
     }
 }
 
@@ -440,6 +457,8 @@ impl Collector {
             measured_steps,
             of_decoder_pct: percent(cross, decoder),
             full_graph_steps: self.full_graph_steps,
+            stamped_pct: None,
+            stamped_is_estimate: false,
             reason,
         })
     }

@@ -314,7 +314,11 @@ pub fn analyze<E: From<Error>>(
         requests,
         kv_cache,
         moe_experts: moe_experts.map(|experts| experts.finish(session)),
-        encoder_decoder: encoder_decoder.map(encoder_decoder::Collector::finish),
+        encoder_decoder: encoder_decoder.map(|collector| {
+            let mut summary = collector.finish();
+            layers.iter().for_each(|layers| summary.take_stamps(layers));
+            summary
+        }),
         sampling: sampling.map(sampling::Collector::finish),
         gpu_memory: gpu_memory.map(|gpu_memory| gpu_memory.finish(session)),
         layers,

@@ -157,6 +157,12 @@ def _attention_type(layer: Any) -> str:
     return str(getattr(kind, "value", kind))
 
 
+def towers(model: Any) -> dict[str, list[str]]:
+    """The encoders of a model, each with the names of its modules."""
+    parts = _components(model, bool(getattr(model, "supports_multimodal", False)))
+    return {part or "encoder": names for part, names in parts.items() if not part or part.endswith("encoder")}
+
+
 # --- calls of encoders
 
 

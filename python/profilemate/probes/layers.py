@@ -1,4 +1,5 @@
-"""The parts of a model: attention, routers and experts, collectives, the sampler, stamped on the GPU's clock.
+"""The parts of a model: attention, routers and experts, collectives, blocks of encoders, the sampler, stamped on the
+GPU's clock.
 
 What is bound here are Python functions that run eagerly or while a graph is captured, never under `torch.compile`: what
 the bodies of vLLM's opaque operators call (`vllm/model_executor/layers/attention`, `layers/fused_moe`,
@@ -18,7 +19,9 @@ from typing import Any
 
 from profilemate import _native
 from profilemate.hooks import Reads
+from profilemate.probes import encoder
 from profilemate.settings import settings
+
 
 @dataclass
 class _Place:
@@ -122,6 +125,40 @@ def _places(vllm_config: Any) -> list[_Place]:
     return found
 
 
+def _is_compiled(module: Any) -> bool:
+    """Whether torch.compile goes through a module, which vLLM's decorator for that then says."""
+    return getattr(module, "do_not_compile", True) is False
+
+
+def _encoder_blocks(worker: Any) -> list[_Place]:
+    """The blocks of encoders: of each tower, the longest list of modules in it.
+
+    They run eagerly, or in CUDA graphs of encoders, which are captured after this. What torch.compile goes through is
+    left alone.
+    """
+    get_model = getattr(worker.model_runner, "get_model", None)
+    model: Any = get_model() if callable(get_model) else getattr(worker.model_runner, "model", None)
+    if not hasattr(model, "named_modules"):
+        return []
+    modules = dict(model.named_modules())
+    found: list[_Place] = []
+    for kind, names in encoder.towers(model).items():
+        for name in names:
+            lists = [
+                (inner, module)
+                for inner, module in modules.items()
+                if inner.startswith(f"{name}.") and type(module).__name__ == "ModuleList"
+            ]
+            path, blocks = max(lists, key=lambda each: len(each[1]), default=("", ()))
+            above = [module for inner, module in modules.items() if inner and f"{path}.".startswith(f"{inner}.")]
+            if len(blocks) < 2 or any(_is_compiled(module) for module in (*above, *blocks)):
+                continue
+            found.extend(
+                _Place("encoder_block", kind, number, block, "forward") for number, block in enumerate(blocks)
+            )
+    return found
+
+
 def _chosen(places: list[_Place], everything: bool) -> list[_Place]:
     """The places that are stamped: all, or the first, the middle and the last of each kind."""
     if everything:
@@ -173,6 +210,11 @@ def bind(worker: Any) -> str | None:
     places = _places(worker.vllm_config)
     if not places:
         return "the model has no layer that is known here"
+    try:
+        places += _encoder_blocks(worker)
+    except Exception as error:
+        # A model whose encoders are put together otherwise has its layers all the same.
+        _native.fact("encoder_blocks", f"not seen: {type(error).__name__}: {error}")
     chosen = _chosen(places, settings()["layers"] == "all")
     # In front of the first place, and around nothing: what stamps take by themselves.
     parts = [(_native.EMPTY_INTERVAL, "", -1)]

@@ -19,6 +19,7 @@ pub mod moe_experts;
 pub mod preemption;
 pub mod queue;
 pub mod ranks;
+pub mod sampling;
 mod settings;
 
 use std::fmt::Display;
@@ -48,11 +49,13 @@ pub enum Subject {
     Ranks,
     /// The load of experts.
     MoeExperts,
+    /// Choosing the next tokens.
+    Sampling,
 }
 
 impl Subject {
     /// Every subject.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Batches,
         Self::Queue,
         Self::Preemption,
@@ -63,6 +66,7 @@ impl Subject {
         Self::GarbageCollection,
         Self::Ranks,
         Self::MoeExperts,
+        Self::Sampling,
     ];
 
     /// Its name.
@@ -78,6 +82,7 @@ impl Subject {
             Self::GarbageCollection => "garbage_collection",
             Self::Ranks => "ranks",
             Self::MoeExperts => "moe_experts",
+            Self::Sampling => "sampling",
         }
     }
 }
@@ -320,6 +325,7 @@ pub fn find(answers: &Answers) -> Findings {
     garbage::judge(answers, &mut found);
     ranks::judge(answers, &mut found);
     moe_experts::judge(answers, &mut found);
+    sampling::judge(answers, &mut found);
     // Last: memory is only to spare if nothing else asks for it.
     kv_cache::judge(answers, &mut found);
     let mut findings = found.0;

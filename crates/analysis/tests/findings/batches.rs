@@ -107,6 +107,7 @@ fn what_cannot_be_judged_is_said() {
             (Subject::GarbageCollection, "no collection was recorded"),
             (Subject::Ranks, "no engine has several workers whose passes are known"),
             (Subject::MoeExperts, "no expert was counted"),
+            (Subject::Sampling, "the profiler of sampling was not on, or nothing was sampled"),
         ]
     );
 }

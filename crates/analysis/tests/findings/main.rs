@@ -17,4 +17,5 @@ mod preemption;
 mod queue;
 mod random;
 mod ranks;
+mod sampling;
 mod server;

@@ -34,6 +34,8 @@ pub(crate) struct Step {
     pub(crate) padded: u32,
     /// Forward pass on the GPU, microseconds.
     pub(crate) forward_us: u32,
+    /// Sampling on the GPU, microseconds; 0 = not timed.
+    pub(crate) sample_us: u32,
     /// GPU idle before it, microseconds.
     pub(crate) idle_us: u32,
     /// The front end handles its outputs for so long, microseconds; 0 = it is not recorded.
@@ -51,6 +53,7 @@ pub(crate) const DECODE: Step = Step {
     graph: "FULL num_tokens=8 num_reqs=8 uniform=1 has_lora=0",
     padded: 8,
     forward_us: 9_000,
+    sample_us: 0,
     idle_us: 100,
     output_us: 0,
 };
@@ -157,7 +160,7 @@ impl Server {
             forward_ms: milliseconds(step.forward_us),
             idle_before_ms: milliseconds(step.idle_us),
             busy_ms: milliseconds(step.forward_us),
-            sample_ms: None,
+            sample_ms: milliseconds(step.sample_us).filter(|ms| *ms > 0.0),
             draft_ms: None,
             padded_tokens: step.padded,
             descriptor: if step.graph.is_empty() { 0 } else { self.worker.name(step.graph) },

@@ -69,6 +69,8 @@ fn cross_attention(of: &CrossAttention) -> Value {
         ("measured_steps", Some(of.measured_steps.into())),
         ("of_decoder_pct", of.of_decoder_pct.and_then(number)),
         ("full_graph_steps", Some(of.full_graph_steps.into())),
+        ("stamped_pct", of.stamped_pct.and_then(number)),
+        ("stamped_is_estimate", of.stamped_pct.map(|_| of.stamped_is_estimate.into())),
         ("reason", Some(of.reason.as_str()).filter(|reason| !reason.is_empty()).map(Value::from)),
     ])
 }
