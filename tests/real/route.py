@@ -1,6 +1,6 @@
 """Generates with a mixture-of-experts model and writes down, apart from ProfileMate, which experts its routers chose.
 
-    python route.py MODEL OUT.json [--compiled] [--tensor-parallel [--expert-parallel]]
+    python route.py MODEL OUT.json [--compiled] [--tensor-parallel]
 
 The reference is taken from what the routers compute, in every call of the model runner and for as many rows as the
 scheduler put into the batch. With --compiled torch.compile goes through the routers, where nobody else can look: then
@@ -115,7 +115,6 @@ def main() -> None:
         max_num_batched_tokens=MAX_TOKENS,
         enable_prefix_caching=False,
         tensor_parallel_size=2 if "--tensor-parallel" in options else 1,
-        enable_expert_parallel="--expert-parallel" in options,
     )
     llm.apply_model(spread_tokens)
     greedy = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
