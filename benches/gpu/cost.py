@@ -61,6 +61,11 @@ class Ours:
         from profilemate import _native
 
         self.hooked = places()
+        # The engine keeps its step function as a bound method, and stamps around the sampler are on the runner itself:
+        # both call the hook of the class, whatever is in its place by then.
+        self.core = llm.llm_engine.engine_core.engine_core
+        self.runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+        self.on_runner = {name: hook for name, hook in vars(self.runner).items() if isinstance(hook, _native.Hook)}
         self.pools = [
             (pool, pool.metrics_collector)
             for pool in common.pools(llm)
@@ -71,6 +76,12 @@ class Ours:
         """What runs from here on. vLLM's own collector is `None`: its metrics are off."""
         for owner, name, hook, original in self.hooked:
             setattr(owner, name, hook if ours else original)
+        self.core.step_fn = getattr(self.core, self.core.step_fn.__name__)
+        for name, hook in self.on_runner.items():
+            if ours:
+                setattr(self.runner, name, hook)
+            else:
+                vars(self.runner).pop(name, None)
         for pool, collector in self.pools:
             pool.metrics_collector = collector if ours else None
 

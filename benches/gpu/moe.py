@@ -266,6 +266,9 @@ def main() -> None:
     options = parser.parse_args()
     sessions = tempfile.mkdtemp(prefix="profilemate-moe-")
     os.environ["PROFILEMATE_OUTPUT_DIR"] = sessions
+    if options.what == "cost":
+        # Stamps around routers are bound where counting is: without the one the others would be gone, too.
+        os.environ["PROFILEMATE_LAYERS"] = "off"
     common.attach()
     results = iter([exact(options, sessions)]) if options.what == "exact" else cost(options, began)
     for result in results:

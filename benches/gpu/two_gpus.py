@@ -24,9 +24,14 @@ import common
 import stamps
 
 SERVE = """
+import os
 import sys
 sys.path.insert(0, {here!r})
+os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 import common
+def close(worker):
+    from profilemate import _native
+    _native.close()
 if __name__ == "__main__":
     from vllm import LLM
     llm = LLM(model={model!r}, load_format="dummy", seed=0, max_num_seqs=64, max_model_len=2048, tensor_parallel_size=2,
@@ -40,6 +45,8 @@ if __name__ == "__main__":
     llm.start_profile()
     common.generate(llm, common.prompts(64, 128, 9), [24] * 64)
     llm.stop_profile()
+    # vLLM kills its workers, and the newest stamps are still on the GPU.
+    llm.collective_rpc(close)
 """
 
 

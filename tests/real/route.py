@@ -1,10 +1,11 @@
 """Generates with a mixture-of-experts model and writes down, apart from ProfileMate, which experts its routers chose.
 
-    python route.py MODEL OUT.json [--compiled]
+    python route.py MODEL OUT.json [--compiled] [--tensor-parallel]
 
 The reference is taken from what the routers compute, in every call of the model runner and for as many rows as the
 scheduler put into the batch. With --compiled torch.compile goes through the routers, where nobody else can look: then
-there is no reference, and the numbers of tokens have to do.
+there is no reference, and the numbers of tokens have to do. With --tensor-parallel there are two workers, forked from
+this process, and the reference is that of the first.
 """
 
 from __future__ import annotations
@@ -27,12 +28,10 @@ BINS = 101
 
 
 class Reference:
-    """What routers chose, by router."""
+    """What routers chose. It is kept by the routers themselves: this object may be another in a worker's process."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self.chosen: dict[int, list[np.ndarray]] = defaultdict(list)
-        self.weights: dict[int, list[np.ndarray]] = defaultdict(list)
 
     def install(self) -> None:
         from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
@@ -43,8 +42,9 @@ class Reference:
         def compute_routing(router: Any, *args: Any, **kwargs: Any) -> Any:
             weights, ids = compute(router, *args, **kwargs)
             if self.rows:
-                self.chosen[id(router)].append(ids[: self.rows].numpy().copy())
-                self.weights[id(router)].append(weights[: self.rows].float().numpy().copy())
+                kept = vars(router).setdefault("chosen_by_reference", ([], []))
+                kept[0].append(ids[: self.rows].numpy().copy())
+                kept[1].append(weights[: self.rows].float().numpy().copy())
             return weights, ids
 
         def execute_model(runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -62,9 +62,10 @@ class Reference:
         found = {}
         for module in model.modules():
             router: Any = getattr(module, "router", None)
-            if id(router) not in self.chosen:
+            kept = getattr(router, "chosen_by_reference", None)
+            if kept is None:
                 continue
-            ids = np.concatenate(self.chosen[id(router)])
+            ids = np.concatenate(kept[0])
             experts = router.global_num_experts
             pairs: dict[str, int] = defaultdict(int)
             for row in ids.tolist():
@@ -72,7 +73,7 @@ class Reference:
                 for place, low in enumerate(ordered):
                     for high in ordered[place + 1 :]:
                         pairs[f"{low} {high}"] += 1
-            weights = np.concatenate(self.weights[id(router)])
+            weights = np.concatenate(kept[1])
             bins = np.minimum((weights * np.float32(BINS - 1)).astype(int), BINS - 1)
             found[module.layer_id] = {
                 "tokens": len(ids),
@@ -113,6 +114,7 @@ def main() -> None:
         max_num_seqs=8,
         max_num_batched_tokens=MAX_TOKENS,
         enable_prefix_caching=False,
+        tensor_parallel_size=2 if "--tensor-parallel" in options else 1,
     )
     llm.apply_model(spread_tokens)
     greedy = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -141,3 +142,23 @@ def test_compiled_routers_are_counted_and_vllms_own_code_stays_vllms(runs: Runs)
     # What was compiled with counters is not taken for vLLM's own, which would call what is not there.
     plain = runs("compiled, no profiler", "tiny-qwen3moe", "--compiled")
     assert plain.tokens == run.tokens
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="vLLM wants a processor for each rank")
+def test_ranks_that_route_the_same_tokens_count_them_once(runs: Runs) -> None:
+    """With expert parallelism too it would be so, but vLLM's kernel for the CPU crashes with it (0.32)."""
+    # Forked workers: they have what was patched, and import nothing again.
+    processors = "|".join(str(each) for each in sorted(os.sched_getaffinity(0))[:2])
+    variables = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "fork", "VLLM_CPU_OMP_THREADS_BIND": processors}
+    run = runs("two ranks", "tiny-qwen3moe", "--tensor-parallel", **EVERYTHING, **variables)
+    session = run.session()
+    workers = {process["rank"] for process in session.metadata["processes"] if process["role"] == "worker"}
+    assert workers == {0, 1}
+    scheduled = sum(int(row["num_tokens"]) for row in session.batches)
+    assert sorted(run.layers) == ["0", "1"]
+    for layer, reference in run.layers.items():
+        counts = [int(row["activation_count"]) for row in rows(session, "moe_expert_activations.csv", layer)]
+        assert counts == reference["counts"]
+        assert reference["tokens"] == scheduled == summary(session)[f"layer_{layer}"]["num_tokens"]
+        intervals = rows(session, "moe_load_imbalance.csv", layer)
+        assert {row["process"] for row in intervals} == {"worker-0"}

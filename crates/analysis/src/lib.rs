@@ -316,7 +316,9 @@ pub fn analyze<E: From<Error>>(
         moe_experts: moe_experts.map(|experts| experts.finish(session)),
         encoder_decoder: encoder_decoder.map(|collector| {
             let mut summary = collector.finish();
-            layers.iter().for_each(|layers| summary.take_stamps(layers));
+            if let Some(layers) = &layers {
+                summary.take_stamps(layers);
+            }
             summary
         }),
         sampling: sampling.map(sampling::Collector::finish),
