@@ -4,8 +4,8 @@
 
 The reference is taken from what the routers compute, in every call of the model runner and for as many rows as the
 scheduler put into the batch. With --compiled torch.compile goes through the routers, where nobody else can look: then
-there is no reference, and the numbers of tokens have to do. With --tensor-parallel there are two workers, forked from
-this process, and the reference is that of the first.
+there is no reference, and the numbers of tokens have to do. With --tensor-parallel there are two workers, in processes
+of their own, and the reference is that of the first.
 """
 
 from __future__ import annotations
@@ -99,6 +99,13 @@ def prompt(length: int) -> TokensPrompt:
     return TokensPrompt(prompt_token_ids=[3 + (11 * place + 5 * length) % 251 for place in range(length)])
 
 
+def close_log(_model: Any) -> None:
+    """Ends the log of a worker, which vLLM may kill before it does so itself."""
+    from profilemate import _native
+
+    _native.close()
+
+
 def main() -> None:
     model, out, *options = sys.argv[1:]
     is_compiled = "--compiled" in options
@@ -127,7 +134,12 @@ def main() -> None:
     ]
     layers = {} if is_compiled else llm.apply_model(reference.layers)[0]
     Path(out).write_text(json.dumps({"tokens": tokens, "layers": layers}), encoding="utf-8")
+    if "--tensor-parallel" in options:
+        llm.apply_model(close_log)
 
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    # A worker, which begins with what this file does.
+    Reference().install()

@@ -147,10 +147,9 @@ def test_compiled_routers_are_counted_and_vllms_own_code_stays_vllms(runs: Runs)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="vLLM wants a processor for each rank")
 def test_ranks_that_route_the_same_tokens_count_them_once(runs: Runs) -> None:
     """With expert parallelism too it would be so, but vLLM's kernel for the CPU crashes with it (0.32)."""
-    # Forked workers: they have what was patched, and import nothing again.
     processors = "|".join(str(each) for each in sorted(os.sched_getaffinity(0))[:2])
-    variables = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "fork", "VLLM_CPU_OMP_THREADS_BIND": processors}
-    run = runs("two ranks", "tiny-qwen3moe", "--tensor-parallel", **EVERYTHING, **variables)
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": processors}
+    run = runs("two ranks", "tiny-qwen3moe", "--tensor-parallel", **EVERYTHING, **bound)
     session = run.session()
     workers = {process["rank"] for process in session.metadata["processes"] if process["role"] == "worker"}
     assert workers == {0, 1}
