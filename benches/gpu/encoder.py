@@ -31,9 +31,9 @@ import cost
 import truth
 
 #: Inputs of a round: as many as fit into one step, several times. To prepare an image takes the host a while.
-INPUTS = {"whisper": 48, "qwen3vl": 16}
+INPUTS = {"whisper": 128, "qwen3vl": 96}
 #: What is captured: decoding, for as many sequences. Each size more takes time when the engine starts.
-SIZES = {"whisper": [1, 2, 4, 8, 16, 24, 32, 40, 48], "qwen3vl": [1, 2, 4, 8, 16]}
+SIZES = {"whisper": [8, 16, 32, 48, 64, 80, 96, 112, 128], "qwen3vl": [8, 16, 32, 48, 64, 80, 96]}
 #: Tokens of a step: encoders may take as many embeddings. 16 pieces of audio of 1,500; 8 images of 1,024 and their
 #: text.
 BUDGET = {"whisper": 24_000, "qwen3vl": 8_448}

@@ -48,6 +48,7 @@ class EngineSide:
         self.hooked = cost.places()
         # vLLM for the CPU has its worker in another process than its scheduler.
         core = next((caller for caller in running_methods() if hasattr(caller, "scheduler")), None)
+        self.core = core
         self.pools = [
             (pool, pool.metrics_collector)
             for pool in (common.pools_of(core.scheduler) if core else [])
@@ -55,12 +56,14 @@ class EngineSide:
         ]
         runner = worker.model_runner
         found = [(place.owner, place.method) for place in layers._places(runner.vllm_config)]
-        found += [(runner, name) for name in ("sample", "_sample")]
         self.layers = [
             (owner, name, hook, hook.__wrapped__)
             for owner, name in found
             if isinstance(hook := vars(owner).get(name), _native.Hook)
         ]
+        # Around the method of the class, whichever that is by then.
+        self.runner = runner
+        self.on_runner = {name: hook for name, hook in vars(runner).items() if isinstance(hook, _native.Hook)}
         self.manager = getattr(runner, "cudagraph_manager", None) if self.layers else None
         self.graphs: dict[bool, Any] = {}
         if self.manager is not None:
@@ -74,6 +77,14 @@ class EngineSide:
     def _put(self, ours: bool) -> None:
         for owner, name, hook, original in (*self.hooked, *self.layers):
             setattr(owner, name, hook if ours else original)
+        for name, hook in self.on_runner.items():
+            if ours:
+                setattr(self.runner, name, hook)
+            else:
+                vars(self.runner).pop(name, None)
+        if self.core is not None:
+            # The engine keeps its step function as a bound method.
+            self.core.step_fn = getattr(self.core, self.core.step_fn.__name__)
 
     def use(self, ours: bool) -> None:
         """What runs from here on. vLLM's own collector is `None`: its metrics are off."""
@@ -90,6 +101,9 @@ class EngineSide:
         costs = [hook.cost for _, _, hook, _ in self.hooked]
         for owner, name, hook, _ in self.layers:
             names.append(f"stamps of {type(owner).__name__}.{name}")
+            costs.append(hook.cost)
+        for name, hook in self.on_runner.items():
+            names.append(f"stamps of {type(self.runner).__name__}.{name}")
             costs.append(hook.cost)
         return {
             "statistics": self.native.statistics(),

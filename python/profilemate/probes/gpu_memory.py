@@ -1,6 +1,6 @@
 """GPU memory: what torch's allocator holds, what of it is the KV cache, and what CUDA graphs took.
 
-Torch keeps these numbers itself and tells them without asking the GPU. The worker asks every ten seconds, when a step
+Torch keeps these numbers itself and tells them without asking the GPU. The worker asks once per second, when a step
 begins (`crates/python/src/extract/gpu_memory.rs`).
 """
 

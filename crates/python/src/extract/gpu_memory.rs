@@ -1,4 +1,4 @@
-//! GPU memory: what torch's allocator holds and what the driver has left, every ten seconds, when a step begins.
+//! GPU memory: what torch's allocator holds and what the driver has left, once per second, when a step begins.
 //!
 //! `torch._C._cuda_memoryStats` (torch/csrc/cuda/Module.cpp) reads counters that the allocator keeps on the host, and
 //! `cudaMemGetInfo` asks the driver; neither waits for the GPU.
@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 /// Seconds between two samples, while there are steps.
-const INTERVAL_SECONDS: u64 = 10;
+const INTERVAL_SECONDS: u64 = 1;
 
 /// What is asked for samples.
 #[derive(Debug)]

@@ -30,7 +30,7 @@ impl Gathered {
     pub(in crate::html) fn section(self, answers: &Answers) -> Option<Section> {
         let gpus = answers.gpu_memory.as_ref().filter(|gpus| !gpus.is_empty())?;
         let mut section = Section::new("gpu-memory", "GPU memory").lead(
-            "What torch has handed out and what it holds, what else is in use on the device, and what is free, every ten seconds.",
+            "What torch has handed out and what it holds, what else is in use on the device, and what is free, once per second.",
         );
         let names = ["handed out by torch", "held by torch", "used by others", "free"];
         section.push(chart("Memory of the GPUs", "GiB", Style::Steps, names, self.bytes)?);
