@@ -54,7 +54,7 @@ def truth(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     # The batches that are compared, each in a graph of its own size.
     sizes = {"cudagraph_capture_sizes": [8, 64, 256]}
-    llm = common.engine(options.model, 256, max_num_batched_tokens=2048, compilation_config=sizes)
+    llm = common.engine(options.model, 256, max_num_batched_tokens=8192, compilation_config=sizes)
     common.generate(llm, common.prompts(8, 128, 0), [8] * 8)
     groups: list[tuple[str, list[stamps.Between], int]] = []
 
@@ -78,9 +78,9 @@ def truth(options: argparse.Namespace) -> list[dict[str, Any]]:
     with common.until_out_of_time():
         for batch in (8, 64, 256):
             traced(f"decode {batch}", batch, 16, 40)
-        traced("prefill", 24, 1500, 1)
+        traced("prefill", 64, 1500, 1)
     recorded = stamps.recorded_steps(export(folder), "worker-0")
-    return [stamps.compare(steps, last, recorded, group) for group, steps, last in groups]
+    return [stamps.compare(pairs, last, recorded, group, group.split()[0]) for group, pairs, last in groups]
 
 
 class Arms:

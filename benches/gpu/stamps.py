@@ -58,10 +58,15 @@ def recorded_steps(session: Path, process: str) -> dict[int, list[dict[str, str]
 
 
 def compare(
-    traced: list[Between], last_step: int, recorded: dict[int, list[dict[str, str]]], group: str
+    traced: list[Between],
+    last_step: int,
+    recorded: dict[int, list[dict[str, str]]],
+    group: str,
+    phase: str | None = None,
 ) -> dict[str, Any]:
     """How stamps and kernels compare, by component. The trace ends with the last step, and each of its steps has been
-    recorded (`PROFILEMATE_LAYERS_EVERY=1`): its pairs are one around nothing, and one for each row.
+    recorded (`PROFILEMATE_LAYERS_EVERY=1`): its pairs are one around nothing, and one for each row. With a `phase`
+    only steps of that phase are compared.
     """
     found: dict[str, list[tuple[float, Between]]] = {}
     matched = other_counts = 0
@@ -74,14 +79,16 @@ def compare(
         if not rows:
             # One without tokens, which only tells the runner what has finished.
             continue
-        if begin < 0 or traced[begin] != Between(0.0, 0.0) or Between(0.0, 0.0) in traced[begin + 1 : end]:
+        if begin < 0 or traced[begin] != Between(0.0, 0.0):
             # What lies before cannot be told apart.
             other_counts += 1
             break
+        end, of_step = begin, traced[begin + 1 : end]
+        if phase is not None and rows[0]["phase"] != phase:
+            continue
         matched += 1
-        for row, pair in zip(rows, traced[begin + 1 : end], strict=True):
+        for row, pair in zip(rows, of_step, strict=True):
             found.setdefault(row["component"], []).append((float(row["duration_ms"]) * 1e3, pair))
-        end = begin
     said: dict[str, Any] = {"group": group, "steps": matched, "steps_with_other_counts": other_counts}
     for component, both in found.items():
         errors = [ours - theirs.span_us for ours, theirs in both]
