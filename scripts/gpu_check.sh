@@ -113,7 +113,7 @@ use() {
     layers-llama) command=("$gpu/layers.py" truth "$llama") ;;
     layers-llama-v1) command=("$gpu/layers.py" truth "$llama" --v1) ;;
     layers-moe) command=("$gpu/layers.py" truth "$moe" --v1) ;;
-    layers-cost) command=("$gpu/layers.py" cost "$llama" --rounds "${PAIRS:-16}" "${until[@]}") ;;
+    layers-cost) command=("$gpu/layers.py" cost "$llama" --cycles "${CYCLES:-100}" "${until[@]}") ;;
     device-code) command=("$gpu/device_code.py" --session "$out/device-code/session_20260101_000000_000000") ;;
     two-gpus) command=("$gpu/two_gpus.py" "$llama") ;;
     data-parallel) command=("$gpu/several_ranks.py" "$moe" --data-parallel 2) ;;

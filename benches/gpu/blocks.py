@@ -56,8 +56,8 @@ class Blocks:
         #: their place: a step that is no decode of the full batch.
         self.steps: list[tuple[int, float, Any] | None] = []
         self.number = 0
-        #: Cycle → arm → medians of its blocks: milliseconds per step between launches, and on the GPU.
-        self.cycles: list[dict[str, list[tuple[float, float]]]] = []
+        #: Cycle → arm → its blocks: milliseconds per step between launches, and on the GPU; medians, then means.
+        self.cycles: list[dict[str, list[tuple[float, ...]]]] = []
         self._events: list[Any] = []
         self._wrap()
 
@@ -133,11 +133,13 @@ class Blocks:
         for first in range(0, max(whole, default=-1) + 1, per_cycle):
             if not all(number in whole for number in range(first, first + per_cycle)):
                 continue
-            cycle: dict[str, list[tuple[float, float]]] = {arm: [] for arm in self.arms}
+            cycle: dict[str, list[tuple[float, ...]]] = {arm: [] for arm in self.arms}
             for number in range(first, first + per_cycle):
                 walls, gpus = zip(*whole[number], strict=True)
                 of_arm = cycle[self._arm_of(number * self.length)]
-                of_arm.append((statistics.median(walls), statistics.median(gpus)))
+                of_arm.append(
+                    tuple(of(each) for of in (statistics.median, statistics.mean) for each in (walls, gpus))
+                )
             self.cycles.append(cycle)
         self._events.extend(step[2] for step in self.steps if step is not None and step[2] is not None)
         self.steps.clear()
@@ -152,7 +154,7 @@ class Blocks:
         found: dict[str, Any] = {"arm": arm, "against": against, "cycles": len(self.cycles), "block": self.length}
         if not self.cycles:
             return found
-        for at, name in enumerate(("", "gpu_")):
+        for at, name in enumerate(("", "gpu_", "means_", "means_gpu_")):
             with_ = [statistics.mean(block[at] for block in cycle[arm]) for cycle in self.cycles]
             without = [statistics.mean(block[at] for block in cycle[against]) for cycle in self.cycles]
             if any(math.isnan(each) for each in with_):

@@ -1,14 +1,16 @@
 """Stamps inside of real vLLM's forward passes: how true they are, and what they cost.
 
     python layers.py truth MODEL --label NAME [--v1] [--json FILE]
-    python layers.py cost MODEL --label NAME [--rounds 12] [--seconds 240] [--json FILE]
+    python layers.py cost MODEL --label NAME [--cycles 100] [--seconds 240] [--json FILE]
 
 `truth` records some steps under torch.profiler (CUPTI): decoding at batch 8, 64 and 256, and prefill; for each interval
 it compares the stamps with the kernels between them in the same step.
 
 `cost` has one process hold the CUDA graphs of decoding three times: captured without stamps, with those of sampled
-layers, and with those of all. Runs of the three take turns, with the same prompts; the step word is set with the latter
-two only. Prints the loss of throughput against the first, with its 95 % interval, and whether tokens are the same.
+layers, and with those of all. Steps of one running batch take turns with each (blocks.py); the step word is set with
+the latter two only, as often as by default. Prints the loss of throughput against the first, with its 95 % interval,
+by the medians of blocks and by their means (one step in sixteen does more than the others), and whether tokens are the
+same.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import blocks
 import common
 import stamps
-from cost import compared
 from truth import Trace
 
 
@@ -135,38 +137,29 @@ def cost(options: argparse.Namespace) -> list[dict[str, Any]]:
     llm = common.engine(options.model, 64, compilation_config={"cudagraph_mode": "FULL_DECODE_ONLY"})
     arms = Arms(llm)
     print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
-    prompts = common.prompts(64, 128, 1)
-
-    def run(arm: str) -> tuple[float, list[list[int]]]:
-        arms.use(arm)
-        begin = time.perf_counter()
-        tokens = common.generate(llm, prompts, [options.length] * 64)
-        return time.perf_counter() - begin, tokens
-
+    prompts, lengths = common.prompts(64, 128, 1), [options.length] * 64
     order = ["off", "sample", "all"]
-    first = run("off")[1]
-    for arm in order * 2:
-        run(arm)
-    seconds: dict[str, list[float]] = {arm: [] for arm in order}
-    other_tokens = dict.fromkeys(order, 0)
+    tokens: dict[str, list[list[int]]] = {}
+    measured: blocks.Blocks | None = None
+    runs = other_tokens = 0
     with common.until_out_of_time():
-        for number in range(options.rounds):
-            if number and time.monotonic() - began > options.seconds:
-                break
-            took_each = {}
-            for arm in order[number % 3 :] + order[: number % 3]:
-                took_each[arm], tokens = run(arm)
-                other_tokens[arm] += tokens != first
-            # Rounds are kept whole.
-            for arm, took in took_each.items():
-                seconds[arm].append(took)
-            print(number, {arm: round(seconds[arm][-1], 4) for arm in order}, flush=True)
+        for number, arm in enumerate(["off", *order]):
+            arms.use(arm)
+            # The first run of all warms up.
+            tokens["first" if number == 0 else arm] = common.generate(llm, prompts, lengths)
+        arms.use(order[0])
+        measured = blocks.Blocks(llm, arms.use, order, 64)
+        while len(measured.cycles) < options.cycles and time.monotonic() < began + options.seconds:
+            other_tokens += measured.run(prompts, lengths) != tokens["off"]
+            runs += 1
+            print(f"run {runs}: {len(measured.cycles)} cycles, {time.monotonic() - began:.1f} s", flush=True)
     return [
         {
             "layers": arm,
-            **compared({True: seconds[arm], False: seconds["off"]}, 64 * options.length),
-            "ms_per_step": round(1e3 * sorted(seconds["off"])[len(seconds["off"]) // 2] / options.length, 3),
-            "runs_with_other_tokens": other_tokens,
+            **(measured.compared(arm, "off") if measured is not None else {}),
+            "tokens_are_the_same": tokens.get(arm) == tokens.get("off"),
+            "runs_in_blocks": runs,
+            "runs_in_blocks_with_other_tokens": other_tokens,
         }
         for arm in ("sample", "all")
     ]
@@ -178,9 +171,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--label", required=True)
     parser.add_argument("--v1", action="store_true")
-    parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--length", type=int, default=256, help="tokens of each request in runs of cost")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no round after so many seconds")
+    parser.add_argument(
+        "--cycles", type=int, default=100, help="of cost: how often each arm has two blocks of steps"
+    )
+    parser.add_argument("--length", type=int, default=600, help="of cost: tokens of each request")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no run after so many seconds")
     parser.add_argument("--json")
     options = parser.parse_args()
     if options.v1:
