@@ -183,6 +183,7 @@ class Dispatch:
 
     def __init__(self, text: Callable[[Any, Any], str], mode_attribute: str, uniform_attribute: str) -> None: ...
 
+before_process_input_queue: Extractor
 after_schedule: Extractor
 before_update_from_output: Extractor
 after_update_from_output: Extractor

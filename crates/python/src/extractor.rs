@@ -3,7 +3,7 @@
 //! Between steps the caches belong to vLLM, so what counts is how little memory a call touches. A native extractor is called as a
 //! Rust function, with the arguments where CPython put them, and gives its answer in registers and on the stack.
 
-use crate::extract::{front_end, requests, sampling, scheduler, worker};
+use crate::extract::{engine_core, front_end, requests, sampling, scheduler, worker};
 use crate::state;
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi::{self, PyObject};
@@ -116,6 +116,7 @@ impl Extractor {
 
 /// All of them, by the names that Python knows.
 pub(crate) const EXTRACTORS: &[(&str, Function)] = &[
+    ("before_process_input_queue", engine_core::before_process_input_queue),
     ("after_schedule", scheduler::after_schedule),
     ("before_update_from_output", scheduler::before_update_from_output),
     ("after_update_from_output", scheduler::after_update_from_output),

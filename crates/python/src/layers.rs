@@ -51,8 +51,8 @@ pub(crate) struct Layers {
     stamps: Stamps,
     clock: Option<ClockSightings>,
     parts: Vec<Part>,
-    /// The first pair is around nothing, in front of the second.
-    has_empty: bool,
+    /// The pair in front of which the first one is launched, which is around nothing.
+    behind_empty: Option<u32>,
     epoch: u32,
     /// First pair of those for collectives: [`COLLECTIVE_PAIRS`] for each section, in their order.
     first_collective: usize,
@@ -88,7 +88,7 @@ pub(crate) fn bind_layers(
         .into_iter()
         .map(|(component, kind, layer)| Part { component, kind, layer: u32::try_from(layer).ok(), ids: (0, 0) })
         .collect();
-    let has_empty = parts.first().is_some_and(|part| part.component == EMPTY_INTERVAL);
+    let behind_empty = parts.first().is_some_and(|part| part.component == EMPTY_INTERVAL).then_some(1);
     Ok(state::with(py, |state| {
         let device = state.device.as_mut()?;
         let interval = clock::ticks_per_second() / COPIES_PER_SECOND;
@@ -109,7 +109,7 @@ pub(crate) fn bind_layers(
             stamps,
             clock: watched,
             parts,
-            has_empty,
+            behind_empty,
             epoch: 0,
             first_collective,
             is_stamped: false,
@@ -260,7 +260,7 @@ pub(crate) fn entered(py: Python<'_>, stamp: u32, section: u32) -> u32 {
         }
         let pair = layers.pair(stamp)?;
         // Outside of real work it may be a capture: into a graph goes every stamp.
-        (layers.is_stamped || state.label != Label::Work).then_some((pair, layers.has_empty && pair == 1))
+        (layers.is_stamped || state.label != Label::Work).then_some((pair, layers.behind_empty == Some(pair)))
     });
     let Some((pair, is_behind_empty)) = pair else { return 0 };
     if is_behind_empty {

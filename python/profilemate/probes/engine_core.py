@@ -26,12 +26,6 @@ def _before_init(_self: Any, vllm_config: Any, *_args: Any, **_kwargs: Any) -> N
     session.take_role("engine_core", rank, rank, vllm_config)
 
 
-def _before_process_input_queue(engine: Any) -> tuple[int, int] | bool:
-    # With work at hand the queue is only emptied; without, this call waits for some.
-    has_work = engine.has_work() if hasattr(engine, "has_work") else engine.scheduler.has_requests()
-    return False if has_work else (0, 0)
-
-
 HOOKS = (
     HookSpec(
         name="engine_core.init",
@@ -66,7 +60,7 @@ HOOKS = (
         profilers=("cpu_timing",),
         lane=_native.ENGINE,
         span="engine_idle",
-        before=_before_process_input_queue,
+        before=_native.before_process_input_queue,
     ),
 )
 

@@ -3,6 +3,7 @@
 //! They read a few attributes each. Between steps the caches belong to vLLM, so that even a short Python function costs
 //! several microseconds; what happens rarely (a preemption, a graph that was not seen before) is left to Python all the same.
 
+pub(crate) mod engine_core;
 pub(crate) mod front_end;
 pub(crate) mod gpu_memory;
 pub(crate) mod kv_cache;
