@@ -23,7 +23,8 @@ use profilemate_output::html::{self, Report};
 use profilemate_session::{Error, Session};
 
 /// Golden sessions whose pages differ most.
-const GOLDEN: [&str; 4] = ["real_preempting", "real_prefill", "gpu", "requests"];
+const GOLDEN: [&str; 8] =
+    ["real_preempting", "real_prefill", "gpu", "requests", "layers", "real_experts", "real_vision", "real_gpu"];
 
 fn page(session: &Path, path: &Path) {
     let session = Session::open(session).unwrap();
