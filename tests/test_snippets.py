@@ -34,8 +34,8 @@ GOLDEN = ROOT / "crates" / "session" / "tests" / "golden" / "v1"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LIMIT_SECONDS = 120
 
-#: Recorded sessions of real servers that documents show.
-SESSIONS = ("real_preempting", "real_decode", "real_gpu", "real_experts", "real_vision", "real_sampling")
+#: Recorded sessions of real servers that documents show; `layers` is made up, for what only a GPU has.
+SESSIONS = ("real_preempting", "real_decode", "real_gpu", "real_experts", "real_vision", "real_sampling", "layers")
 #: Folders in the block's folder, and the sessions they are; None: the block's own.
 LINKS: dict[str, str | None] = {
     "SESSION": None,

@@ -1,8 +1,8 @@
-//! A model of eight layers with experts on two GPUs, timed inside in every second step.
+//! A model of eight layers with experts on two GPUs, timed inside in every second step, and the memory of the GPUs.
 
 use std::path::Path;
 
-use profilemate_format::record::{GpuClock, GpuStep, Label, LayerTime, Payload};
+use profilemate_format::record::{GpuClock, GpuMemory, GpuMemoryMore, GpuStep, Label, LayerTime, Payload};
 
 use super::{Log, Parts, profilers_on};
 
@@ -59,6 +59,27 @@ impl Pass<'_> {
     }
 }
 
+/// A look at the memory of a GPU of 80 GiB, of which a little more is handed out each time.
+fn memory(log: &mut Log, us: u64, step: u64, rank: u64) {
+    const GIB: u64 = 1 << 30;
+    let allocated = 60 * GIB + step * (64 << 20);
+    let more = GpuMemoryMore {
+        peak_allocated: Some(allocated + GIB),
+        peak_reserved: Some(70 * GIB),
+        inactive_split: Some(GIB / 2),
+        retries: Some(0),
+        out_of_memory: Some(0),
+    };
+    let memory = GpuMemory {
+        allocated: Some(allocated),
+        reserved: Some(70 * GIB),
+        free: Some((6 - rank) * GIB),
+        total: Some(80 * GIB),
+    };
+    log.push(us, step, Label::Work, 0, Payload::GpuMemoryMore(more));
+    log.push(us, step, Label::Work, 0, Payload::GpuMemory(memory));
+}
+
 pub(super) fn layers(raw: &Path) {
     let mut engine = Log::new("engine_core", 0, 0, 5001, 5000);
     profilers_on(&mut engine);
@@ -76,6 +97,10 @@ pub(super) fn layers(raw: &Path) {
         worker.fact("layer_kind:router/FusedMoE", "8 0,3,7");
         worker.fact("layer_kind:experts/FusedMoE", "8 0,3,7");
         worker.fact("layer_steps_stamped", "1/2");
+        worker.fact("profiler:gpu_memory", "on");
+        worker.fact("gpu_memory_weights_bytes", "17179869184");
+        worker.fact("gpu_memory_kv_cache_bytes", "42949672960");
+        worker.fact("gpu_memory_cuda_graph_bytes", "1073741824");
         worker.fact("collectives_per_forward", "all_reduce=17 all_gather=0 reduce_scatter=0");
         worker
     });
@@ -93,6 +118,7 @@ pub(super) fn layers(raw: &Path) {
             if step % 8 == 1 {
                 let seen = GpuClock { gpu_ns: gpu_ns(rank, us), error_ns: 4_000 };
                 log.push(us, 0, Label::Work, 0, Payload::GpuClock(seen));
+                memory(log, us, step, rank);
             }
             let forward_ms = if prefill { 0.8125 } else { 0.6875 };
             let descriptor =
