@@ -3,7 +3,8 @@
 How a document is read:
 
 - A fenced block of `sh`, `bash`, or no language is run by bash; one of `python` by Python. They run in a folder of
-  their own, beside copies of recorded sessions. Blocks of SHOWN languages are not run; there are no others.
+  their own, beside copies of recorded sessions. Blocks of SHOWN languages are not run here; there are no
+  others. `tests/test_timeline.py` runs those of `sql`.
 - A comment on the line above the fence says what is special about the block: `<!-- not run: REASON -->` (of NOT_RUN),
   `<!-- exits with 3 -->`, `<!-- session: real_gpu -->` (one of SESSIONS, instead of the first),
   `<!-- continues -->` (it runs behind the block of its language before it), `<!-- output -->` (a block of text: what

@@ -9,6 +9,8 @@ use profilemate_analysis::batch::{Batch, Limits};
 use profilemate_analysis::cpu::{Operation, Remark};
 use profilemate_analysis::forward::{Pass, Timing};
 use profilemate_analysis::kv_cache::Usage;
+use profilemate_analysis::layers::Interval;
+use profilemate_analysis::moe_experts;
 use profilemate_analysis::steps::Phase;
 use profilemate_analysis::{Answers, Row, analyze};
 use profilemate_output::html::{self, Report};
@@ -285,12 +287,37 @@ fn busy_hour(report: &mut Report) {
     }
 }
 
+/// A model of 96 layers with 512 experts each, every layer of which is timed.
+fn large_model(report: &mut Report) -> moe_experts::Summary {
+    let layers = (0..96_u16).map(|layer| {
+        for (component, kind) in [("attention", "a"), ("attention", "b"), ("router", ""), ("experts", "")] {
+            let random = scatter(u64::from(layer));
+            report.see(&Row::Layer(Interval {
+                start_ns: 0,
+                error_ns: None,
+                component,
+                kind,
+                layer: Some(layer.into()),
+                duration_ns: random % 1_000_000,
+                phase: None,
+                step: 1,
+                process: "worker-0",
+                log: 0,
+            }));
+        }
+        let counts = (0..512).map(|expert| scatter(u64::from(layer) << 32 | expert) % 1_000_000).collect();
+        moe_experts::LayerLoad { layer, top_k: 8, tokens: 1_000, counts, ..moe_experts::LayerLoad::default() }
+    });
+    moe_experts::Summary { layers: layers.collect(), ..moe_experts::Summary::default() }
+}
+
 #[test]
 fn an_hour_of_the_wildest_steps_is_three_megabytes_at_most_and_no_extreme_is_missing() {
-    let session = Session::open(&golden("gpu")).unwrap();
-    let answers: Answers = analyze::<Error>(&session, |_| Ok(())).unwrap();
+    let session = Session::open(&golden("layers")).unwrap();
+    let mut answers: Answers = analyze::<Error>(&session, |_| Ok(())).unwrap();
     let mut report = Report::default();
     busy_hour(&mut report);
+    answers.moe_experts = Some(large_model(&mut report));
     let page = report.finish(&session, &answers);
     assert!(page.len() < 3_000_000, "{} bytes", page.len());
     assert!(page.len() > 700_000, "this is no stress: {} bytes", page.len());
