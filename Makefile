@@ -47,8 +47,8 @@ fmt: venv ## Format Rust and Python
 test-rust: ## Run the Rust tests
 	@scripts/test_rust.sh
 
-test-browser: ## Open the pages of sessions in Chromium and check them
-	@scripts/test_browser.sh
+test-browser: venv ## Open the pages and timelines of sessions in Chromium and check them
+	@scripts/test_browser.sh $(VENV)
 
 test-python: venv ## Run the Python tests that start no vLLM
 	$(BIN)/python -m pytest -m 'not real'

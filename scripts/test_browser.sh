@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# Opens the pages of sessions in Chromium and checks what must hold of them (tests/browser/check.mjs). What is missing is
-# installed: Chromium and Node.js by apt-get where that is allowed, the JavaScript packages into tests/browser/node_modules.
+# Opens the pages of sessions in Chromium and checks what must hold of them (tests/browser/check.mjs), and their timelines in
+# the Perfetto UI (tests/browser/timeline.mjs), which is among the test tools of the virtual environment.
+#
+#   scripts/test_browser.sh [VENV]        # default: .venv
+#
+# What is missing is installed: Chromium and Node.js by apt-get where that is allowed, the JavaScript packages into
+# tests/browser/node_modules.
 # CHROMIUM=PROGRAM names another browser; PICTURES=FOLDER keeps the pictures; PROFILEMATE_NO_BROWSER=1 leaves it all out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
+venv=${1:-.venv}
 
 if [ "${PROFILEMATE_NO_BROWSER:-0}" = 1 ]; then
     say "PROFILEMATE_NO_BROWSER=1: pages are not opened in a browser"
@@ -45,9 +51,12 @@ if [ ! -e "$installed" ] || [ "$lock" -nt "$installed" ]; then
     touch "$installed"
 fi
 
-say "making pages"
+say "making pages and timelines"
 logged "$log" cargo run --locked -p profilemate-output --example report_pages -- "$work/pages"
 pictures="${PICTURES:-$work/pictures}"
 mkdir -p "$pictures"
 say "opening them in $("$chromium" --version 2>/dev/null)"
 node tests/browser/check.mjs "$chromium" "$pictures" "$work"/pages/*.html
+ui="$(PYTHONPATH=tests "$venv/bin/python" -c 'from support.trace_processor import perfetto_ui; print(perfetto_ui())')"
+say "opening timelines in the Perfetto UI"
+node tests/browser/timeline.mjs "$chromium" "$ui" "$pictures" "$work"/pages/*.pftrace

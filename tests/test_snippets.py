@@ -3,7 +3,8 @@
 How a document is read:
 
 - A fenced block of `sh`, `bash`, or no language is run by bash; one of `python` by Python. They run in a folder of
-  their own, beside copies of recorded sessions. Blocks of SHOWN languages are not run; there are no others.
+  their own, beside copies of recorded sessions. Blocks of SHOWN languages are not run here; there are no
+  others. `tests/test_timeline.py` runs those of `sql`.
 - A comment on the line above the fence says what is special about the block: `<!-- not run: REASON -->` (of NOT_RUN),
   `<!-- exits with 3 -->`, `<!-- session: real_gpu -->` (one of SESSIONS, instead of the first),
   `<!-- continues -->` (it runs behind the block of its language before it), `<!-- output -->` (a block of text: what
@@ -34,8 +35,8 @@ GOLDEN = ROOT / "crates" / "session" / "tests" / "golden" / "v1"
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LIMIT_SECONDS = 120
 
-#: Recorded sessions of real servers that documents show.
-SESSIONS = ("real_preempting", "real_decode", "real_gpu", "real_experts", "real_vision", "real_sampling")
+#: Recorded sessions of real servers that documents show; `layers` is made up, for what only a GPU has.
+SESSIONS = ("real_preempting", "real_decode", "real_gpu", "real_experts", "real_vision", "real_sampling", "layers")
 #: Folders in the block's folder, and the sessions they are; None: the block's own.
 LINKS: dict[str, str | None] = {
     "SESSION": None,

@@ -74,11 +74,11 @@ async function contents(page, problems) {
   if (found.overflow > 0) problems.push(`the page is ${found.overflow} pixels wider than the screen`);
 }
 
-// Each chart, histogram and waterfall has a table of as many rows as it has points.
+// Each chart, histogram, waterfall and heat map has a table of as many rows as it has points, requests or rows.
 async function numbers(page, problems) {
   const found = await page.evaluate(async () => {
     const data = JSON.parse(document.getElementById("data").textContent);
-    const length = { chart: (of) => of.x.length, histogram: (of) => of.counts.length, waterfall: (of) => of.requests.length };
+    const length = { chart: (of) => of.x.length, histogram: (of) => of.counts.length, waterfall: (of) => of.requests.length, heat_map: (of) => of.rows.length };
     const drawn = data.sections.flatMap((section) => section.blocks).filter((block) => block.kind in length);
     const expected = drawn.map((block) => [block.title, length[block.kind](block)]);
     const boxes = [...document.querySelectorAll("details")].filter((box) => box.firstChild.textContent.startsWith("The numbers"));
@@ -136,6 +136,20 @@ async function use(page, problems) {
   await page.mouse.move(0, 0);
 }
 
+// The arrow keys read the numbers of a heat map, cell by cell.
+async function heatMaps(page, problems) {
+  const maps = await page.evaluate(() => JSON.parse(document.getElementById("data").textContent).sections.flatMap((section) => section.blocks).filter((block) => block.kind === "heat_map"));
+  for (const [at, plot] of (await page.$$(".heatmap .plot")).entries()) {
+    const { values, digits, unit } = maps[at];
+    await plot.focus();
+    for (const key of ["End", "ArrowDown", "Home", "End"]) await page.keyboard.press(key);
+    const last = values[Math.min(1, values.length - 1)].at(-1);
+    const wanted = last === null ? "not known" : `${last.toFixed(digits)} ${unit}`;
+    const said = await page.textContent(`.heatmap >> nth=${at} >> [aria-live]`);
+    if (!said.endsWith(`: ${wanted}`)) problems.push(`a heat map said ${said} where ${wanted} is`);
+  }
+}
+
 async function theme(page, problems) {
   const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
   await page.selectOption("#theme", "light");
@@ -159,11 +173,15 @@ try {
         await page.screenshot({ path: join(pictures, `${name}.png`), fullPage: true });
         await contents(page, problems);
         await accessibility(page, problems);
-        if (screen === "laptop") await use(page, problems);
+        if (screen === "laptop") {
+          await use(page, problems);
+          await heatMaps(page, problems);
+        }
         await theme(page, problems);
         if (colorScheme === "light") {
           await numbers(page, problems);
-          await accessibility(page, problems);
+          // Thousands of rows take axe ten seconds; they are the same elements on every screen.
+          if (screen === "laptop") await accessibility(page, problems);
           await contents(page, problems);
         }
         await context.close();

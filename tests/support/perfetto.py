@@ -1,8 +1,7 @@
-"""A timeline, read with Perfetto's own descriptors and nothing of what wrote it: slices, counters and flows.
+"""The packets of a timeline, read with Perfetto's own descriptors and nothing of what wrote them.
 
-It takes nothing on trust: packets that need a name that was not interned, ends without beginnings, slices that end
-after what holds them, moments that go backwards and flows with one end are all failures
-here, where Perfetto would show something.
+Perfetto puts up with much and shows something. Here packets that need a name that was not interned, ends without
+beginnings, slices that end after what holds them, moments that go backwards and flows with one end are all failures.
 """
 
 from __future__ import annotations
@@ -35,20 +34,6 @@ class Slice:
     is_instant: bool
     end: int = -1
 
-    @property
-    def duration(self) -> int:
-        return self.end - self.begin
-
-    def number(self, argument: str) -> float:
-        value = self.arguments[argument]
-        assert isinstance(value, int | float)
-        return value
-
-    def text(self, argument: str) -> str:
-        value = self.arguments[argument]
-        assert isinstance(value, str)
-        return value
-
 
 @dataclass
 class Track:
@@ -64,22 +49,6 @@ class Timeline:
     tracks: dict[int, Track] = field(default_factory=dict)
     slices: list[Slice] = field(default_factory=list)
     counters: dict[int, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
-    clocks: dict[int, int] = field(default_factory=dict)
-
-    def named(self, name: str, category: str | None = None) -> list[Slice]:
-        return [one for one in self.slices if one.name == name and category in (None, one.category)]
-
-    def total_ms(self, name: str, category: str | None = None) -> float:
-        return sum(one.duration for one in self.named(name, category)) / 1e6
-
-    def counter(self, name: str) -> list[float]:
-        """The values of the counters of this name, of all processes."""
-        return [
-            value
-            for uuid, values in self.counters.items()
-            if self.tracks[uuid].name == name
-            for _, value in values
-        ]
 
     def flows(self) -> dict[int, list[Slice]]:
         ends = defaultdict(list)
@@ -133,8 +102,6 @@ def read(path: Path) -> Timeline:
         cleared = packet.sequence_flags & trace.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
         assert bool(cleared) == (number == 0), "only the first packet clears what is interned"
         interned.take(packet.interned_data)
-        for clock in packet.clock_snapshot.clocks:
-            timeline.clocks[clock.clock_id] = clock.timestamp
         if packet.HasField("track_descriptor"):
             describe(timeline, packet.track_descriptor)
         if not packet.HasField("track_event"):
@@ -150,6 +117,7 @@ def read(path: Path) -> Timeline:
             timeline.counters[uuid].append((now, getattr(event, kind)))
             continue
         if event.type == Event.TYPE_SLICE_END:
+            assert stack, "an end has a beginning"
             stack.pop().end = now
             continue
         assert event.type in (Event.TYPE_SLICE_BEGIN, Event.TYPE_INSTANT)

@@ -6,7 +6,7 @@
 //! ```
 //! Writes a synthetic session of STEPS steps (default: 360,000, an hour of 10 ms each) with 256 running requests into a new
 //! folder in FOLDER (default: the temporary folder), runs the command on it as somebody would, three times without the page
-//! `report.html` and three times with it, then makes all tables, prints one JSON document and removes it again.
+//! `report.html` and three times with it, then makes all tables and the timeline, prints one JSON document and removes it again.
 //! `PROFILEMATE` names another command than the one that was built beside. The promise: at most 10 s and 512 MiB, the page at
 //! most 3 s and 100 MiB of it, and at most 3 MB.
 //!
@@ -383,13 +383,16 @@ fn main() {
     let reports = [(); 3].map(|()| run(&program, &["report"], &session));
     let page_bytes = fs::metadata(session.join("report.html")).unwrap().len();
     let export = run(&program, &["export"], &session);
+    let timeline = run(&program, &["timeline"], &session);
+    let timeline_bytes = fs::metadata(session.join("timeline.pftrace")).unwrap().len();
     let each = |reports: &[[f64; 3]; 3], of: usize| reports.map(|report| format!("{:.3}", report[of])).join(", ");
     println!(
         "{{\"records\": {records}, \"engine_steps\": {steps}, \"requests\": {requests}, \
          \"no_html_seconds\": [{}], \"no_html_cpu_seconds\": [{}], \"no_html_peak_rss_mib\": {:.1}, \
          \"report_seconds\": [{}], \"report_cpu_seconds\": [{}], \"report_peak_rss_mib\": {:.1}, \
          \"page_bytes\": {page_bytes}, \"export_seconds\": {:.3}, \
-         \"export_cpu_seconds\": {:.3}, \"export_peak_rss_mib\": {:.1}, \"raw_mib\": {:.1}, \"processors\": {}}}",
+         \"export_cpu_seconds\": {:.3}, \"export_peak_rss_mib\": {:.1}, \"timeline_bytes\": {timeline_bytes}, \
+         \"timeline_seconds\": {:.3}, \"timeline_cpu_seconds\": {:.3}, \"timeline_peak_rss_mib\": {:.1}, \"raw_mib\": {:.1}, \"processors\": {}}}",
         each(&plain, 0),
         each(&plain, 1),
         plain[2][2],
@@ -399,6 +402,9 @@ fn main() {
         export[0],
         export[1],
         export[2],
+        timeline[0],
+        timeline[1],
+        timeline[2],
         records as f64 * 64.0 / f64::from(1 << 20),
         std::thread::available_parallelism().map_or(0, usize::from),
     );

@@ -3,7 +3,8 @@
 //! ```text
 //! cargo run -p profilemate-output --example report_pages -- FOLDER
 //! ```
-//! Makes the page of recorded sessions, of one in which every string from outside is hostile, and of a comparison.
+//! Makes the page of recorded sessions, of one in which every string from outside is hostile, and of a comparison, and the timelines
+//! of some.
 
 #![expect(clippy::unwrap_used, reason = "a program for developers that may stop anywhere")]
 
@@ -20,10 +21,14 @@ use profilemate_analysis::analyze;
 use profilemate_analysis::compare::{Options, Run, compare};
 use profilemate_output::comparison::Compared;
 use profilemate_output::html::{self, Report};
+use profilemate_output::timeline::{self, Window};
 use profilemate_session::{Error, Session};
 
 /// Golden sessions whose pages differ most.
-const GOLDEN: [&str; 4] = ["real_preempting", "real_prefill", "gpu", "requests"];
+const GOLDEN: [&str; 5] = ["real_preempting", "real_gpu", "real_experts", "real_vision", "layers"];
+
+/// Those whose timelines have every kind of track.
+const TIMELINES: [&str; 2] = ["real_gpu", "layers"];
 
 fn page(session: &Path, path: &Path) {
     let session = Session::open(session).unwrap();
@@ -36,6 +41,10 @@ fn page(session: &Path, path: &Path) {
     html::write(&report.finish(&session, &answers), path).unwrap();
 }
 
+fn timeline(session: &Path, path: &Path) {
+    timeline::write(&Session::open(session).unwrap(), Window::ALL, path).unwrap();
+}
+
 fn main() {
     let folder = PathBuf::from(std::env::args().nth(1).unwrap());
     fs::create_dir_all(&folder).unwrap();
@@ -43,10 +52,14 @@ fn main() {
     for name in GOLDEN {
         page(&golden.join(name), &folder.join(format!("{name}.html")));
     }
+    for name in TIMELINES {
+        timeline(&golden.join(name), &folder.join(format!("{name}.pftrace")));
+    }
     let session = folder.join("hostile");
     fs::create_dir_all(session.join("raw")).unwrap();
     hostile::write(&session.join("raw"));
     page(&session, &folder.join("hostile.html"));
+    timeline(&session, &folder.join("hostile.pftrace"));
     fs::remove_dir_all(&session).unwrap();
     comparison(&golden.join("real_decode"), &golden.join("real_preempting"), &folder.join("comparison.html"));
 }

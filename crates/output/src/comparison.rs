@@ -11,8 +11,9 @@ use profilemate_analysis::compare::{
 };
 use serde_json::{Value, json};
 
+use crate::numbers::{duration, grouped};
 use crate::tables::{number, object};
-use crate::terminal::page::{WIDTH, duration, grouped, styled};
+use crate::terminal::page::{WIDTH, styled};
 use crate::text::visible;
 
 /// What is to be shown.

@@ -9,8 +9,8 @@ use profilemate_analysis::explain::{Blocker, Cause, Explainer, Explanation, New,
 use profilemate_analysis::steps::Phase;
 use serde_json::{Value, json};
 
+use crate::numbers::grouped;
 use crate::tables::{number, object};
-use crate::terminal::page::grouped;
 use crate::text::visible;
 
 /// Columns of a terminal that everybody has.

@@ -26,6 +26,7 @@ pub mod explanation;
 mod findings;
 pub mod html;
 mod metadata;
+mod numbers;
 mod parquet;
 mod replace;
 pub mod tables;

@@ -136,7 +136,7 @@ fn every_cell_of_every_golden_session_is_the_same_in_every_format() {
             seen.insert(name);
         }
     }
-    assert_eq!((seen.len(), types_seen.len()), (16, 5), "{seen:?} {types_seen:?}");
+    assert_eq!((seen.len(), types_seen.len()), (19, 5), "{seen:?} {types_seen:?}");
     assert!(rows_seen > 1000, "{rows_seen}");
 }
 

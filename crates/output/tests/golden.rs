@@ -97,6 +97,14 @@ fn requests() {
 }
 
 #[test]
+fn layers() {
+    // What is inside of forward passes, and the GPUs' memory; the other tables say nothing new.
+    tables_and_summary("layers", |file| {
+        ["layer", "collective", "gpu_memory", "breakdown"].iter().any(|name| file.starts_with(name))
+    });
+}
+
+#[test]
 fn a_session_of_which_everything_is_known_fits_on_a_terminal() {
     let (_one, folder) = copy("gpu");
     let (_two, other) = copy("requests");

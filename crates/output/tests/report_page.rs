@@ -9,6 +9,8 @@ use profilemate_analysis::batch::{Batch, Limits};
 use profilemate_analysis::cpu::{Operation, Remark};
 use profilemate_analysis::forward::{Pass, Timing};
 use profilemate_analysis::kv_cache::Usage;
+use profilemate_analysis::layers::Interval;
+use profilemate_analysis::moe_experts;
 use profilemate_analysis::steps::Phase;
 use profilemate_analysis::{Answers, Row, analyze};
 use profilemate_output::html::{self, Report};
@@ -128,6 +130,83 @@ fn numbers_are_those_of_the_answers() {
     assert_eq!(samples.iter().map(|count| count.as_u64().unwrap()).sum::<u64>(), ttft.count);
 }
 
+/// A number of a cell of a table or of a map.
+fn cell(value: &Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+#[test]
+fn what_is_inside_of_forward_passes_is_that_of_the_rows() {
+    let session = Session::open(&golden("layers")).unwrap();
+    let mut sums: std::collections::BTreeMap<(String, String, u32), (u64, u64)> =
+        std::collections::BTreeMap::new();
+    let answers = analyze::<Error>(&session, |row| {
+        let interval = match row {
+            Row::Layer(interval) => interval,
+            Row::Collective(collective) => collective.interval,
+            _ => return Ok(()),
+        };
+        if let Some(layer) = interval.layer {
+            let key = (interval.component.to_owned(), interval.kind.to_owned(), layer);
+            let (sum, count) = sums.entry(key).or_default();
+            (*sum, *count) = (*sum + interval.duration_ns, *count + 1);
+        }
+        Ok(())
+    })
+    .unwrap();
+    let data = data(&page("layers"));
+    let found = |title: &str| blocks(&data).find(|block| block["title"] == title).unwrap();
+    let map = found("Mean time by layer");
+    assert_eq!(map["kind"], "heat_map");
+    let layers: Vec<u32> =
+        map["columns"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().parse().unwrap()).collect();
+    let mut seen = 0;
+    for (row, name) in map["rows"].as_array().unwrap().iter().enumerate() {
+        let name = name.as_str().unwrap();
+        for (column, layer) in layers.iter().enumerate() {
+            let is_it = |key: &&(String, String, u32)| {
+                let component = key.0.replace('_', " ");
+                key.2 == *layer && (name == component || name == format!("{component}, {}", key.1))
+            };
+            let value = &map["values"][row][column];
+            match sums.keys().find(is_it) {
+                Some(key) => {
+                    let (sum, count) = sums[key];
+                    let mean_us = sum as f64 / 1e3 / count as f64;
+                    assert!((cell(value) - mean_us).abs() < 1e-5 * mean_us, "{key:?}: {value}");
+                    seen += 1;
+                }
+                None => assert!(value.is_null(), "{name} of layer {layer} was not timed: {value}"),
+            }
+        }
+    }
+    assert_eq!(seen, sums.len());
+    let summary = answers.layers.unwrap();
+    let parts = found("What forward passes consist of");
+    assert!(parts["note"].as_str().unwrap().starts_with("An estimate"));
+    let rows = parts["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row[0].as_str().unwrap()).collect();
+    assert_eq!(names, ["attention", "moe", "collectives", "rest"]);
+    assert!((rows.iter().map(|row| cell(&row[1])).sum::<f64>() - 100.0).abs() < 1e-3, "{rows:?}");
+    let mean_ms = summary.forward.forward_ns / 1e6 / summary.forward.passes as f64;
+    assert!((rows.iter().map(|row| cell(&row[2])).sum::<f64>() - mean_ms).abs() < 1e-5);
+    assert_eq!(found("Parts of the model, one layer")["rows"].as_array().unwrap().len(), summary.components.len());
+    assert_eq!(found("Collectives, one call")["rows"].as_array().unwrap().len(), summary.collectives.len());
+}
+
+#[test]
+fn experts_are_drawn_by_the_mean_of_their_layer() {
+    let data = data(&page("real_experts"));
+    let map = blocks(&data).find(|block| block["kind"] == "heat_map").unwrap();
+    assert_eq!(map["across"], "expert");
+    for row in map["values"].as_array().unwrap() {
+        let values: Vec<f64> = row.as_array().unwrap().iter().map(cell).collect();
+        assert_eq!(values.len(), 16);
+        // Each was rounded to a thousandth.
+        assert!((values.iter().sum::<f64>() / 16.0 - 1.0).abs() < 5e-4, "{values:?}");
+    }
+}
+
 /// Numbers that look random and are the same in every run.
 fn scatter(value: u64) -> u64 {
     let mixed = (value ^ value >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -208,12 +287,37 @@ fn busy_hour(report: &mut Report) {
     }
 }
 
+/// A model of 96 layers with 512 experts each, every layer of which is timed.
+fn large_model(report: &mut Report) -> moe_experts::Summary {
+    let layers = (0..96_u16).map(|layer| {
+        for (component, kind) in [("attention", "a"), ("attention", "b"), ("router", ""), ("experts", "")] {
+            let random = scatter(u64::from(layer));
+            report.see(&Row::Layer(Interval {
+                start_ns: 0,
+                error_ns: None,
+                component,
+                kind,
+                layer: Some(layer.into()),
+                duration_ns: random % 1_000_000,
+                phase: None,
+                step: 1,
+                process: "worker-0",
+                log: 0,
+            }));
+        }
+        let counts = (0..512).map(|expert| scatter(u64::from(layer) << 32 | expert) % 1_000_000).collect();
+        moe_experts::LayerLoad { layer, top_k: 8, tokens: 1_000, counts, ..moe_experts::LayerLoad::default() }
+    });
+    moe_experts::Summary { layers: layers.collect(), ..moe_experts::Summary::default() }
+}
+
 #[test]
 fn an_hour_of_the_wildest_steps_is_three_megabytes_at_most_and_no_extreme_is_missing() {
-    let session = Session::open(&golden("gpu")).unwrap();
-    let answers: Answers = analyze::<Error>(&session, |_| Ok(())).unwrap();
+    let session = Session::open(&golden("layers")).unwrap();
+    let mut answers: Answers = analyze::<Error>(&session, |_| Ok(())).unwrap();
     let mut report = Report::default();
     busy_hour(&mut report);
+    answers.moe_experts = Some(large_model(&mut report));
     let page = report.finish(&session, &answers);
     assert!(page.len() < 3_000_000, "{} bytes", page.len());
     assert!(page.len() > 700_000, "this is no stress: {} bytes", page.len());

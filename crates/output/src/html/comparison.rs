@@ -7,7 +7,7 @@ use super::model::{
 };
 use super::page;
 use crate::comparison::{Compared, Word, headline, outcome, reason, signed, unit_of_change};
-use crate::terminal::page::{duration, grouped};
+use crate::numbers::{duration, grouped};
 
 /// The page.
 pub fn comparison(compared: &Compared<'_>) -> String {

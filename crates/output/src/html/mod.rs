@@ -37,6 +37,7 @@ pub struct Report {
     requests: sections::requests::Gathered,
     kv_cache: sections::kv_cache::Gathered,
     cuda_graphs: sections::cuda_graphs::Gathered,
+    layers: sections::layers::Gathered,
     moe_experts: sections::moe_experts::Gathered,
     encoder_decoder: sections::encoder_decoder::Gathered,
     sampling: sections::token_sampling::Gathered,
@@ -50,6 +51,7 @@ impl Default for Report {
             requests: sections::requests::Gathered::new(),
             kv_cache: sections::kv_cache::Gathered::new(),
             cuda_graphs: sections::cuda_graphs::Gathered::default(),
+            layers: sections::layers::Gathered::default(),
             moe_experts: sections::moe_experts::Gathered::new(),
             encoder_decoder: sections::encoder_decoder::Gathered::new(),
             sampling: sections::token_sampling::Gathered::new(),
@@ -70,18 +72,14 @@ impl Report {
             Row::Lifecycle(request) => self.requests.see(request),
             Row::RequestEvent(event) => self.requests.see_event(event),
             Row::KvUsage(usage) => self.kv_cache.see(usage),
+            Row::Layer(interval) => self.layers.see(interval),
+            Row::Collective(collective) => self.layers.see_collective(collective),
             Row::ExpertInterval(interval) => self.moe_experts.see(interval),
             Row::Component(timed) => self.encoder_decoder.see(timed),
             Row::Sampling(sampled) => self.sampling.see(sampled),
             Row::GpuMemory(sample) => self.gpu_memory.see(sample),
             // Evictions are counted in the usage; the others are summed up in the answers, or are for timelines.
-            Row::KvEviction(_)
-            | Row::Layer(_)
-            | Row::Collective(_)
-            | Row::Replay(_)
-            | Row::Step(_)
-            | Row::Span(_)
-            | Row::FirstToken(_) => {}
+            Row::KvEviction(_) | Row::Replay(_) | Row::Step(_) | Row::Span(_) | Row::FirstToken(_) => {}
         }
     }
 
@@ -101,6 +99,7 @@ impl Report {
             self.kv_cache.section(answers),
             self.encoder_decoder.section(answers),
             self.steps.steps(answers),
+            self.layers.section(answers),
             self.cuda_graphs.section(answers),
             self.moe_experts.section(answers),
             self.gpu_memory.section(answers),

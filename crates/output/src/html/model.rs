@@ -111,6 +111,7 @@ pub(crate) enum Block {
     Table(Table),
     Chart(Chart),
     Histogram(Histogram),
+    HeatMap(HeatMap),
     Waterfall(Waterfall),
     Finding(Finding),
     Intervals(Intervals),
@@ -131,6 +132,12 @@ impl From<Chart> for Block {
 impl From<Histogram> for Block {
     fn from(histogram: Histogram) -> Self {
         Self::Histogram(histogram)
+    }
+}
+
+impl From<HeatMap> for Block {
+    fn from(map: HeatMap) -> Self {
+        Self::HeatMap(map)
     }
 }
 
@@ -304,6 +311,24 @@ pub(crate) struct Histogram {
     pub(crate) counts: Vec<u64>,
     /// Values that are worth a mark, by name: exact, not of the histogram.
     pub(crate) marks: Vec<(Text, Number)>,
+}
+
+/// One number for each pair of two things, such as layers and experts: the darker, the more.
+#[derive(Debug, Serialize)]
+pub(crate) struct HeatMap {
+    pub(crate) title: Text,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<Text>,
+    pub(crate) unit: &'static str,
+    /// What one column is, and what one row.
+    pub(crate) across: &'static str,
+    pub(crate) down: &'static str,
+    pub(crate) columns: Vec<Text>,
+    pub(crate) rows: Vec<Text>,
+    /// For each row a value for each column.
+    pub(crate) values: Vec<Vec<Number>>,
+    /// Digits behind the point.
+    pub(crate) digits: u8,
 }
 
 /// Requests, one under the other, over the time of the run.

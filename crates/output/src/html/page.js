@@ -190,7 +190,7 @@
   }
 
   function cell(column, value) {
-    if (column.kind === "text") return html("td", { text: value === null ? "–" : value });
+    if (column.kind === "text") return html("td", { class: value && value.length <= 20 ? "short" : null, text: value === null ? "–" : value });
     const text = html("span", { text: number(value, column.digits) });
     if (column.kind !== "share") return html("td", { class: "number" }, text);
     const bar = html("span", { class: "bar", "aria-hidden": "true" }, html("span"));
@@ -575,6 +575,136 @@
     return box;
   }
 
+  // ---- Heat maps --------------------------------------------------------------------------------------------------
+
+  const channels = (text) => text.match(/[\d.]+/g).slice(0, 3).map(Number);
+  // How light a colour looks, and how far two of them are apart (WCAG 2).
+  function lightness(colour) {
+    const [red, green, blue] = colour.map((value) => (value / 255 <= 0.04045 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  }
+  const contrast = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+
+  // From the page's ground to one colour: what is told apart is how dark it is, not which colour.
+  function shade(part) {
+    const [ground, full] = [channels(colour("ground")), channels(colour("s0"))];
+    return ground.map((value, at) => value + (full[at] - value) * (0.04 + 0.96 * part));
+  }
+  const css = (colour) => `rgb(${colour.map(Math.round).join(" ")})`;
+
+  function drawHeatMap(block) {
+    const most = block.values.reduce((most, row) => row.reduce((most, value) => Math.max(most, value ?? 0), most), 0) || 1;
+    const say = (value) => (value === null ? "not known" : `${number(value, block.digits)} ${block.unit}`);
+    const where = ([row, column]) => `${block.rows[row]}, ${block.across} ${block.columns[column]}: ${say(block.values[row][column])}`;
+    const id = newId();
+    const canvas = html("canvas", { "aria-hidden": "true" });
+    const plot = html("div", {
+      class: "plot",
+      tabindex: "0",
+      role: "application",
+      "aria-roledescription": "heat map",
+      "aria-label": `${block.title}, ${block.unit}: ${block.rows.length} rows by ${block.down}, ${block.columns.length} columns by ${block.across}`,
+      "aria-describedby": id,
+    }, canvas);
+    const value = html("span", { class: "value" });
+    const scale = html("span", { class: "scale", "aria-hidden": "true" });
+    const legend = html("div", { class: "keys" }, html("span", { class: "key" }, html("span", { text: "0" }), scale, html("span", { text: say(most) })), value);
+    const live = html("p", { class: "unseen", "aria-live": "polite", id, text: "Arrow keys read values." });
+    const box = html("div", { class: "block heatmap" }, html("h3", {}, block.title, html("span", { class: "unit", text: ` ${block.unit}` })), note(block.note), legend, plot, live);
+    let chosen = null;
+    let place = null;
+
+    function draw() {
+      const ratio = window.devicePixelRatio || 1;
+      const width = Math.max(240, plot.clientWidth);
+      const context = canvas.getContext("2d");
+      const font = "12px system-ui, sans-serif";
+      context.font = font;
+      const widest = Math.max(...block.rows.map((name) => context.measureText(name).width));
+      const left = Math.min(Math.ceil(widest) + 10, width * 0.4);
+      const wide = (width - left - 2) / block.columns.length;
+      const high = Math.max(4, Math.min(24, 480 / block.rows.length));
+      const height = block.rows.length * high + 36;
+      canvas.width = width * ratio;
+      canvas.height = height * ratio;
+      canvas.style.width = `${width}px`;
+      canvas.style.height = `${height}px`;
+      context.scale(ratio, ratio);
+      context.font = font;
+      context.textBaseline = "middle";
+      const gap = wide > 6 && high > 6 ? 1 : 0;
+      const [ground, text] = [channels(colour("ground")), channels(colour("text"))];
+      const room = Math.max(...block.values.flat().map((value) => (value === null ? 0 : context.measureText(number(value, block.digits)).width))) + 6;
+      block.values.forEach((values, row) => {
+        values.forEach((value, column) => {
+          const [x, y] = [left + column * wide, row * high];
+          if (value === null) return;
+          const cell = shade(Math.max(0, value) / most);
+          context.fillStyle = css(cell);
+          context.fillRect(x, y, Math.max(0.5, wide - gap), Math.max(0.5, high - gap));
+          if (wide < room || high < 15) return;
+          const [light, dark] = [ground, text].map((ink) => contrast(lightness(ink), lightness(cell)));
+          context.fillStyle = css(light > dark ? ground : text);
+          context.textAlign = "center";
+          context.fillText(number(value, block.digits), x + (wide - gap) / 2, y + (high - gap) / 2 + 0.5);
+        });
+      });
+      context.fillStyle = colour("muted");
+      const short = (name) => {
+        let shown = name;
+        while (shown.length > 4 && context.measureText(shown).width > left - 8) shown = `${shown.slice(0, -2)}…`;
+        return shown;
+      };
+      context.textAlign = "right";
+      const everyRow = Math.ceil(14 / high);
+      block.rows.forEach((name, row) => {
+        if (row % everyRow === 0) context.fillText(short(name), left - 6, (row + 0.5) * high);
+      });
+      context.textAlign = "center";
+      const everyColumn = Math.ceil((Math.max(...block.columns.map((name) => context.measureText(name).width)) + 10) / wide);
+      const floor = block.rows.length * high;
+      block.columns.forEach((name, column) => {
+        if (column % everyColumn === 0) context.fillText(name, left + (column + 0.5) * wide, floor + 10);
+      });
+      context.fillText(block.across, left + (width - left) / 2, floor + 27);
+      if (chosen) {
+        const [row, column] = chosen;
+        context.strokeStyle = colour("text");
+        context.lineWidth = 2;
+        context.strokeRect(left + column * wide, row * high, Math.max(2, wide - gap), Math.max(2, high - gap));
+      }
+      place = { left, wide, high };
+    }
+
+    function choose(next, isSaid) {
+      chosen = next;
+      value.textContent = chosen ? where(chosen) : "";
+      if (isSaid && chosen) live.textContent = where(chosen);
+      draw();
+    }
+    canvas.addEventListener("mousemove", (event) => {
+      const column = Math.floor((event.offsetX - place.left) / place.wide);
+      const row = Math.floor(event.offsetY / place.high);
+      const isThere = column >= 0 && column < block.columns.length && row >= 0 && row < block.rows.length;
+      const next = isThere ? [row, column] : null;
+      if (String(next) !== String(chosen)) choose(next, false);
+    });
+    canvas.addEventListener("mouseleave", () => choose(null, false));
+    plot.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+      const ways = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -Infinity], End: [0, Infinity] };
+      const way = ways[event.key];
+      if (!way) return;
+      event.preventDefault();
+      const moved = (at, by, count) => Math.max(0, Math.min(count - 1, at + by));
+      choose(chosen ? [moved(chosen[0], way[0], block.rows.length), moved(chosen[1], way[1], block.columns.length)] : [0, 0], true);
+    });
+    views.push({ start: draw, show: () => {}, point: () => {}, resize: draw, redraw: draw });
+    const columns = [{ name: block.down, kind: "text", digits: 0 }, ...block.columns.map((name) => ({ name: `${block.across} ${name}`, kind: "number", digits: block.digits }))];
+    box.append(numbersOf(block.title, columns, block.rows.map((name, row) => [name, ...block.values[row]])));
+    return box;
+  }
+
   // ---- The waterfall --------------------------------------------------------------------------------------------
 
   const PARTS = [
@@ -748,6 +878,7 @@
     table: drawTable,
     chart: drawChart,
     histogram: drawHistogram,
+    heat_map: drawHeatMap,
     waterfall: drawWaterfall,
     finding: drawFinding,
     intervals: drawIntervals,

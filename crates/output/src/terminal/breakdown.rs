@@ -7,7 +7,8 @@ use profilemate_analysis::Answers;
 use profilemate_analysis::breakdown::{EngineTime, FrontEndTime, Part, Parts};
 use profilemate_session::Name;
 
-use super::page::{grouped, heading, percent, wrapped};
+use super::page::{heading, percent, wrapped};
+use crate::numbers::grouped;
 
 /// Share under which a part of the run is not worth a word, percent.
 const SMALL_PCT: f64 = 0.05;

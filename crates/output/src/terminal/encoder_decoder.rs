@@ -3,7 +3,8 @@
 use profilemate_analysis::Answers;
 use profilemate_analysis::encoder_decoder::{Component, ModelType};
 
-use super::page::{grouped, percent, wrapped};
+use super::page::{percent, wrapped};
+use crate::numbers::grouped;
 
 pub(super) fn section(text: &mut String, answers: &Answers) {
     let Some(summary) = &answers.encoder_decoder else { return };

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use profilemate_analysis::Answers;
 
 use super::breakdown;
-use super::page::{grouped, heading};
+use super::page::heading;
+use crate::numbers::grouped;
 
 pub(super) fn section(text: &mut String, answers: &Answers) {
     let passes = answers.forward.as_ref().filter(|summary| !summary.phases.is_empty()).map(|of| ("forward", of));

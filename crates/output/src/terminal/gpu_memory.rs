@@ -3,7 +3,8 @@
 use profilemate_analysis::Answers;
 use profilemate_analysis::gpu_memory::Gpu;
 
-use super::page::{grouped, wrapped};
+use super::page::wrapped;
+use crate::numbers::grouped;
 
 /// Most GPUs that are named; all of many are in the tables.
 const MOST: usize = 2;

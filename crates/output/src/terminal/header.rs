@@ -6,7 +6,8 @@ use profilemate_analysis::Answers;
 use profilemate_analysis::processes::Process;
 use profilemate_session::Session;
 
-use super::page::{LABEL_WIDTH, WIDTH, duration, grouped, line, shortened, wrapped};
+use super::page::{LABEL_WIDTH, WIDTH, line, shortened, wrapped};
+use crate::numbers::{duration, grouped};
 use crate::text::visible;
 
 /// Most processes that are named one by one.

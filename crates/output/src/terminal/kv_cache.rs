@@ -5,7 +5,8 @@ use std::fmt::Write;
 use profilemate_analysis::Answers;
 use profilemate_analysis::kv_cache::PoolSummary;
 
-use super::page::{grouped, percent, wrapped};
+use super::page::{percent, wrapped};
+use crate::numbers::grouped;
 use crate::text::visible;
 
 /// Most pools that are named; all of many are in the tables.

@@ -10,6 +10,7 @@ mod gpu;
 mod gpu_memory;
 mod header;
 mod kv_cache;
+mod layers;
 mod moe_experts;
 pub(crate) mod page;
 mod profiler;
@@ -34,6 +35,7 @@ pub fn summary(session: &Session, answers: &Answers, tables: Option<&Path>) -> S
     breakdown::section(&mut text, answers);
     gpu::section(&mut text, answers);
     forward::section(&mut text, answers);
+    layers::section(&mut text, answers);
     sampling::section(&mut text, answers);
     batch::section(&mut text, answers);
     requests::section(&mut text, answers);

@@ -3,7 +3,8 @@
 use profilemate_analysis::Answers;
 use profilemate_analysis::moe_experts::{LayerLoad, Spread};
 
-use super::page::{grouped, wrapped};
+use super::page::wrapped;
+use crate::numbers::grouped;
 
 pub(super) fn section(text: &mut String, answers: &Answers) {
     let Some(summary) = &answers.moe_experts else { return };

@@ -4,7 +4,8 @@ use anstyle::Style;
 use profilemate_analysis::Answers;
 use profilemate_session::Session;
 
-use super::page::{WARNING, grouped, wrapped, wrapped_in};
+use super::page::{WARNING, wrapped, wrapped_in};
+use crate::numbers::grouped;
 use crate::text::visible;
 
 /// Most damages that are told.

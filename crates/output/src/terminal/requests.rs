@@ -5,7 +5,8 @@ use std::fmt::Write;
 use profilemate_analysis::Answers;
 use profilemate_analysis::latency::Part;
 
-use super::page::{counted, grouped, heading, wrapped};
+use super::page::{counted, heading, wrapped};
+use crate::numbers::grouped;
 
 /// Share under which a part of the time is not worth a word, percent.
 const SMALL_PCT: f64 = 1.0;

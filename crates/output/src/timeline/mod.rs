@@ -5,10 +5,12 @@
 //! packets   names, packets and bundles on their way into the file
 //! tracks    slices in order and within one another
 //! gpu       a worker's GPU
+//! layers    what is inside of its forward passes
 //! requests  the requests of an engine, and the steps that they are tied to
 //! ```
 
 mod gpu;
+mod layers;
 mod packets;
 mod proto;
 mod requests;
@@ -18,6 +20,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use profilemate_analysis::batch::{Batch, percent};
+use profilemate_analysis::layers::Interval;
 use profilemate_analysis::requests::{Beneficiary, Happening as Event, RequestEvent};
 use profilemate_analysis::spans::Span;
 use profilemate_analysis::{Row, analyze, kv_cache};
@@ -32,12 +35,14 @@ use crate::replace::{NewFile, one_at_a_time};
 
 /// Categories of slices.
 const CATEGORY_GPU: &str = "gpu";
+const CATEGORY_LAYER: &str = "layer";
 const CATEGORY_REQUEST: &str = "request";
 
 /// Places of tracks within a process, from the top.
 const RANK_COUNTERS: i32 = 0;
 const RANK_PARTS: i32 = 10;
 const RANK_GPU: i32 = 20;
+const RANK_LAYERS: i32 = 25;
 const RANK_REQUESTS: i32 = 30;
 
 /// What part of a session is drawn: whatever goes on at some moment between the two, as a whole. Nanoseconds since the session's
@@ -204,6 +209,7 @@ struct Timeline<'a> {
     processes: Vec<Uuid>,
     parts: HashMap<(usize, Component), Track>,
     gpus: HashMap<usize, Gpu>,
+    layers: HashMap<usize, Track>,
     engines: HashMap<usize, Engine>,
     flow: u64,
     /// The last moment of which anything is known.
@@ -240,6 +246,7 @@ impl<'a> Timeline<'a> {
             processes,
             parts: HashMap::new(),
             gpus: HashMap::new(),
+            layers: HashMap::new(),
             engines: HashMap::new(),
             flow: 0,
             latest_ns: 0,
@@ -262,6 +269,10 @@ impl<'a> Timeline<'a> {
                 };
                 gpu.step(pass, self.window, &mut self.packets)
             }
+            Row::Layer(interval) => self.layer(interval, None),
+            Row::Collective(collective) => {
+                self.layer(&collective.interval, collective.wait_ns.zip(collective.transfer_ns))
+            }
             Row::Batch(batch) if self.holds_moment(batch.start_ns) => {
                 let parent = self.processes[batch.log];
                 engine(&mut self.engines, batch.log).batch(batch, parent, &mut self.packets)
@@ -283,6 +294,20 @@ impl<'a> Timeline<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A part of a forward pass that lies somewhere on the session's clock; what does not is in the tables alone.
+    fn layer(&mut self, interval: &Interval<'_>, waited: Option<(u64, u64)>) -> Result<(), Error> {
+        let Some(slice) = layers::slice(interval, waited, &mut self.packets) else { return Ok(()) };
+        if !self.window.holds(slice.start_ns, slice.end_ns.unwrap_or(slice.start_ns)) {
+            return Ok(());
+        }
+        let parent = self.processes[interval.log];
+        let track = self
+            .layers
+            .entry(interval.log)
+            .or_insert_with(|| Track::new(parent, format!("layers of {}", interval.process), RANK_LAYERS));
+        track.push(slice, &mut self.packets)
     }
 
     fn holds_moment(&self, at_ns: i64) -> bool {
@@ -397,6 +422,9 @@ impl<'a> Timeline<'a> {
                 if let Some(track) = self.parts.get_mut(&(log, component)) {
                     track.finish(&mut self.packets)?;
                 }
+            }
+            if let Some(track) = self.layers.get_mut(&log) {
+                track.finish(&mut self.packets)?;
             }
             if let Some(engine) = self.engines.get_mut(&log) {
                 let latest_ns = self.latest_ns.max(duration_ns);

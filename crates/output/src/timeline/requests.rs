@@ -60,6 +60,8 @@ pub(super) struct Requests {
     /// Flows that have an end at a step, and none at a request yet.
     tied: HashSet<u64>,
     waiting: VecDeque<Life>,
+    /// What holds their tracks, so that all of them can be folded away.
+    group: Option<Uuid>,
     slots: Slots,
 }
 
@@ -206,8 +208,11 @@ impl Requests {
         if !window.holds(start_ns, end_ns) {
             return Ok(());
         }
-        let track =
-            self.slots.take((start_ns, end_ns), || packets.track(parent, "requests", super::RANK_REQUESTS))?;
+        let group = match self.group {
+            Some(group) => group,
+            None => *self.group.insert(packets.track(parent, "requests", super::RANK_REQUESTS)?),
+        };
+        let track = self.slots.take((start_ns, end_ns), || packets.track(group, "requests", 0))?;
         let flow_of = |what: What| tied.iter().find(|change| change.what == what).and_then(|change| change.flow);
         let mut marks: Vec<(u64, &'static str, Option<u64>)> = Vec::new();
         if let Some(at_ns) = life.first_token_ns {

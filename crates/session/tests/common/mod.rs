@@ -1,5 +1,6 @@
 //! Makes raw logs byte by byte, so that what is written never depends on the recorder of the day.
 
+mod layers;
 mod requests;
 
 use std::fs;
@@ -446,12 +447,13 @@ fn gpu(raw: &Path) {
 pub(crate) type WriteSession = fn(&Path);
 
 /// The golden sessions.
-pub(crate) const SESSIONS: [(&str, WriteSession); 5] = [
+pub(crate) const SESSIONS: [(&str, WriteSession); 6] = [
     ("server", server),
     ("single_process", single_process),
     ("parallel", parallel),
     ("gpu", gpu),
     ("requests", requests::requests),
+    ("layers", layers::layers),
 ];
 
 /// Golden sessions that are of real vLLM runs, made by `scripts/record_golden_sessions.sh`.

@@ -101,6 +101,8 @@ pub(in crate::html) fn section(answers: &Answers) -> Option<Section> {
             section.push(if at == 0 { table } else { table.folded() });
         }
     }
+    // The layers' own section says more; here it is one of the tables of where time went.
+    section.blocks.extend(answers.layers.as_ref().and_then(super::layers::parts).map(Into::into));
     for worker in breakdown.workers.iter().filter(|worker| worker.steps > 0) {
         let title = format!("Host of {}", worker.process);
         let mut table = Table::new(title, columns("part of the host's time", "mean ms per step"))

@@ -8,7 +8,7 @@ use profilemate_analysis::encoder_decoder::{Component, Inputs, ModelType, Summar
 use super::{BUCKETS, chart, times, times_columns};
 use crate::html::model::{Block, Section, Style, Table, number, share, text};
 use crate::html::sampling::Sampled;
-use crate::terminal::page::grouped;
+use crate::numbers::grouped;
 
 /// What is gathered of components.
 pub(in crate::html) struct Gathered {

@@ -6,6 +6,7 @@ pub(super) mod encoder_decoder;
 pub(super) mod findings;
 pub(super) mod gpu_memory;
 pub(super) mod kv_cache;
+pub(super) mod layers;
 pub(super) mod moe_experts;
 pub(super) mod overview;
 pub(super) mod requests;
@@ -17,7 +18,7 @@ use profilemate_analysis::statistics::{Distribution, Statistics};
 
 use super::model::{Cell, Chart, Column, Histogram, Means, Number, Style, number, text};
 use super::sampling::{self, Buckets, Counts, Sampled};
-use crate::terminal::page::grouped;
+use crate::numbers::grouped;
 
 /// Buckets of a chart over steps: about as many as a wide screen has room for.
 const BUCKETS: usize = 1_000;
@@ -189,23 +190,22 @@ fn marks_of_times(of: &Statistics) -> [(&'static str, f64); 3] {
     [("p50", of.p50_ms), ("p95", of.p95_ms), ("p99", of.p99_ms)]
 }
 
+/// Columns for [`spread`]; `unit` stands behind each name.
+fn spread_columns(unit: &str, digits: u8) -> [Column; 6] {
+    ["mean", "p50", "p90", "p95", "p99", "max"].map(|name| number(format!("{name} {unit}").trim_end(), digits))
+}
+
+fn spread(of: &Distribution) -> [Cell; 6] {
+    [of.mean, of.p50, of.p90, of.p95, of.p99, of.max].map(Cell::from)
+}
+
 /// Columns for [`distribution`].
 fn distribution_columns(of: &str, digits: u8) -> Vec<Column> {
-    let numbers = ["mean", "p50", "p90", "p95", "p99", "max"].map(|name| number(name, digits));
-    [text(of), number("count", 0)].into_iter().chain(numbers).collect()
+    [text(of), number("count", 0)].into_iter().chain(spread_columns("", digits)).collect()
 }
 
 fn distribution(name: &str, of: &Distribution) -> Vec<Cell> {
-    vec![
-        name.into(),
-        of.count.into(),
-        of.mean.into(),
-        of.p50.into(),
-        of.p90.into(),
-        of.p95.into(),
-        of.p99.into(),
-        of.max.into(),
-    ]
+    [name.into(), of.count.into()].into_iter().chain(spread(of)).collect()
 }
 
 /// Columns for [`times`].

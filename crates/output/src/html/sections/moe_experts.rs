@@ -2,10 +2,10 @@
 
 use profilemate_analysis::Answers;
 use profilemate_analysis::batch::percent;
-use profilemate_analysis::moe_experts::Interval;
+use profilemate_analysis::moe_experts::{Interval, Summary};
 
 use super::{BUCKETS, chart};
-use crate::html::model::{Section, Style, Table, number, share, text};
+use crate::html::model::{HeatMap, Number, Section, Style, Table, number, share, text};
 use crate::html::sampling::Sampled;
 
 /// Most experts that are listed; a table of the session has all.
@@ -78,6 +78,7 @@ impl Gathered {
             hottest.extend(experts.map(|(expert, count)| (*count as f64 / spread.mean, layer, expert, *count)));
         }
         section.push(table);
+        section.blocks.extend(map(summary).map(Into::into));
         self.put();
         let names = ["least even layer", "mean over layers"];
         if let Some(ratios) = chart("Busiest expert by mean", "x", Style::Line, names, self.ratios) {
@@ -104,4 +105,32 @@ impl Gathered {
         }
         Some(section)
     }
+}
+
+/// Layers by experts. A thousandth of the mean is more than a colour can tell.
+fn map(summary: &Summary) -> Option<HeatMap> {
+    let layers: Vec<_> = summary.layers.iter().filter_map(|layer| Some((layer, layer.spread()?))).collect();
+    let experts = layers.iter().map(|(layer, _)| layer.counts.len()).max().filter(|experts| *experts > 0)?;
+    let ratio = |count: Option<&u64>, mean: f64| match count {
+        Some(count) if mean > 0.0 => Number((*count as f64 / mean * 1e3).round() / 1e3),
+        _ => Number(f64::NAN),
+    };
+    Some(HeatMap {
+        title: "How often each expert was chosen, by the mean of its layer".into(),
+        note: Some(
+            "1 is an even share: an expert of 2 was chosen twice as often as the mean of its layer.".into(),
+        ),
+        unit: "x",
+        across: "expert",
+        down: "layer",
+        columns: (0..experts).map(|expert| expert.to_string().into()).collect(),
+        rows: layers.iter().map(|(layer, _)| format!("layer {}", layer.layer).into()).collect(),
+        values: layers
+            .iter()
+            .map(|(layer, spread)| {
+                (0..experts).map(|expert| ratio(layer.counts.get(expert), spread.mean)).collect()
+            })
+            .collect(),
+        digits: 2,
+    })
 }

@@ -4,7 +4,7 @@ use profilemate_analysis::Answers;
 use profilemate_session::Session;
 
 use crate::html::model::{Figure, Text};
-use crate::terminal::page::{duration, grouped};
+use crate::numbers::{duration, grouped};
 
 fn figure(label: &str, value: String, note: Option<String>) -> Figure {
     Figure { label: label.into(), value: value.into(), note: note.map(Into::into) }

@@ -10,10 +10,11 @@ use profilemate_analysis::statistics::Distribution;
 
 use super::{
     INTERVALS, SHORTEST_INTERVAL_NS, counted, distribution, distribution_columns, histogram, length, marks_of,
-    maybe_seconds, named,
+    maybe_seconds, named, spread, spread_columns,
 };
 use crate::html::model::{Block, Number, Request, Section, Table, Text, Waterfall, number, share, text};
 use crate::html::sampling::{Buckets, Counts, Histogram, Merge};
+use crate::numbers::grouped;
 
 /// Equal stretches of the run; each gives its slowest requests to the waterfall.
 const STRETCHES: usize = 96;
@@ -219,31 +220,15 @@ impl Gathered {
             section.push(table);
         }
         if let Some(latency) = &summary.latency {
-            let columns = vec![
-                text("part"),
-                share("of all time %"),
-                number("mean s", 4),
-                number("p50 s", 4),
-                number("p90 s", 4),
-                number("p95 s", 4),
-                number("p99 s", 4),
-                number("max s", 4),
-            ];
+            let columns =
+                [text("part"), share("of all time %")].into_iter().chain(spread_columns("s", 4)).collect();
             let mut table = Table::new("What the time of requests consists of", columns).note(format!(
                 "Over the {} requests that are over and whose beginning is known. The parts of a request add up to its time.",
-                crate::terminal::page::grouped(latency.requests)
+                grouped(latency.requests)
             ));
             for (part, of) in &latency.parts {
-                table.row(vec![
-                    part.text().replace('_', " ").into(),
-                    latency.share_pct(*part).into(),
-                    of.mean.into(),
-                    of.p50.into(),
-                    of.p90.into(),
-                    of.p95.into(),
-                    of.p99.into(),
-                    of.max.into(),
-                ]);
+                let head = [part.text().replace('_', " ").into(), latency.share_pct(*part).into()];
+                table.row(head.into_iter().chain(spread(of)).collect());
             }
             section.push(table);
         }
@@ -280,7 +265,7 @@ impl Gathered {
                 "{} of {} requests: of those that arrived in each {}, the one that took longest and the one that waited \
                  longest for its first token; and those that were not over. Of several preemptions the first is drawn.",
                 requests.len(),
-                crate::terminal::page::grouped(self.seen),
+                grouped(self.seen),
                 length(stretch_ns)
             )
         } else {
@@ -298,7 +283,6 @@ impl Gathered {
     /// Who was thrown out of the batch, and what that cost.
     pub(in crate::html) fn preemptions(&mut self, answers: &Answers) -> Option<Section> {
         let summary = answers.requests.as_ref()?;
-        let grouped = crate::terminal::page::grouped;
         let mut section = Section::new("preemptions", "Preemptions");
         if summary.preemptions == 0 {
             let text = "No request was preempted.";

@@ -5,7 +5,7 @@ use profilemate_session::Session;
 
 use crate::date::iso8601;
 use crate::html::model::{Block, Section, Table, number, share, text};
-use crate::terminal::page::grouped;
+use crate::numbers::grouped;
 
 /// Most damages, hooks and processes that are listed; metadata.json has all.
 const MOST: usize = 200;
