@@ -272,19 +272,29 @@ def test_a_limit_on_the_size_of_files_costs_one_line(vllm: Path, output: Path, l
     assert "File too large" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_profiled_command_finds_signals_as_it_would_without_us(output: Path) -> None:
-    """What is ignored is inherited, and Python and the launcher ignore some for themselves."""
-    command = ["sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/self/status"]
-    plain = subprocess.run(command, capture_output=True, text=True, check=True)
-    for launcher in (["run", "--"], ["run", "--output-dir", "/proc/nowhere", "--"]):
-        profiled = subprocess.run(
-            [BIN / "profilemate", *launcher, *command],
+@pytest.mark.parametrize("ignored", [[], ["SIGHUP"], ["SIGINT", "SIGQUIT"], ["SIGTERM", "SIGUSR1", "SIGCHLD"]])
+def test_a_profiled_command_finds_signals_as_it_would_without_us(output: Path, ignored: list[str]) -> None:
+    """What is ignored is inherited, as `nohup` wants it; and Python and the launcher ignore some for themselves."""
+
+    def ignore() -> None:
+        for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGCHLD"):
+            signal.signal(signal.Signals[name], signal.SIG_IGN if name in ignored else signal.SIG_DFL)
+
+    def seen(*launcher: str | Path) -> str:
+        done = subprocess.run(
+            [*launcher, "grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"],
             capture_output=True,
             text=True,
             check=False,
             env=environment(output),
+            preexec_fn=ignore,
         )
-        assert profiled.stdout == plain.stdout, launcher
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    launcher = BIN / "profilemate"
+    for way in (["run", "--"], ["run", "--output-dir", "/proc/nowhere", "--"]):
+        assert seen(launcher, *way) == seen(), way
 
 
 def test_a_temporary_folder_that_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
@@ -304,7 +314,7 @@ def test_a_temporary_folder_that_cannot_be_written_costs_one_line(tmp_path: Path
     assert "/tmp/vllm_profiling" in line
 
 
-#: Makes tables on a disk that has room for the first ones alone, or for half of the next; prints what was said.
+#: Makes tables on a disk that has room for the first ones, and for none or a part of the next; prints what was said.
 TABLES_ON_A_FULL_DISK = """
 import json, os, shutil, subprocess, sys
 from pathlib import Path
@@ -319,18 +329,15 @@ def run(*arguments):
 def free():
     found = os.statvfs(disk)
     return found.f_bavail * found.f_bsize
-before = free()
-assert run("export", session)[0] == 0
-needed = before - free()
 commands = [
     ["export", session], ["export", session, "--format", "both"], ["export", session, "--output", disk / "other"],
     ["report", session], ["report", session, "--html", disk / "page.html"],
     ["timeline", session], ["collect", session],
     ["import", "vllm-log", log, "--output-dir", disk],
 ]
-run("collect", session)
+assert run("collect", session)[0] == 0
 whole, told = files(), []
-for room in (0, 12 << 10, needed // 2):
+for room in (0, 40 << 10):
     with (disk / "filler").open("wb") as filler:
         filler.write(bytes(free() - room))
     for command in commands:
@@ -351,15 +358,16 @@ def test_tables_without_room_are_one_sentence_and_what_was_there_stays(vllm: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(output))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert len(told) == 3 * 8
+    assert len(told) == 2 * 8
     for name, room, code, stdout, stderr, is_as_before in told:
         where = (name, room, code, stdout, stderr)
-        assert is_as_before, where
+        # What is imported has room for its logs there, and those stay.
+        assert is_as_before or (room and name.startswith("import")), where
         # Whoever asked for no page by its name has a summary all the same.
         assert (code, stdout == "") == ((0, False) if name == "report" else (1, True)), where
-        (line,) = stderr.splitlines()
-        assert re.search(f"cannot write .*{disk}/.*No space left on device", line), where
-        assert re.search("Make room|names another place", line) or "--html" in name, where
+        *account, line = stderr.splitlines()
+        assert account == [] or name.startswith("import"), where
+        assert re.search(f"cannot write .*{disk}/.*No space left on device.*; .*[Mm]ake room", line), where
 
 
 def test_a_session_folder_that_is_deleted_meanwhile_costs_one_line(vllm: Path, output: Path) -> None:

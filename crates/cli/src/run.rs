@@ -18,7 +18,7 @@ use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
-use crate::{file_size, package, say};
+use crate::{file_size, ignored, package, say};
 
 /// How long the processes that the command leaves behind may take to end.
 const LEFT_BEHIND: Duration = Duration::from_secs(30);
@@ -108,8 +108,12 @@ fn run_profiled(
     site: &Path,
     collector: &Collector,
 ) -> ExitCode {
+    // What whoever started us ignores stays ignored, for the command too: under `nohup` both outlive their terminal.
+    let ignores_children = ignored::is_ignored(SIGCHLD);
+    let watched = [SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2].into_iter();
+    let watched = watched.filter(|signal| !ignored::is_ignored(*signal)).chain([SIGCHLD]);
     // Before the child is there: no signal may get lost in between.
-    let signals = SignalsInfo::<WithOrigin>::new([SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD]);
+    let signals = SignalsInfo::<WithOrigin>::new(watched);
     let mut signals = match signals {
         Ok(signals) => signals,
         Err(error) => {
@@ -121,6 +125,9 @@ fn run_profiled(
     let mut log = open_log(collector.folder(), arguments);
     let mut command = Command::new(&arguments.command[0]);
     file_size::restore_signal_in(&mut command);
+    if ignores_children {
+        ignored::ignore_in(&mut command, SIGCHLD);
+    }
     let child = command
         .args(&arguments.command[1..])
         .env(internal::SESSION, collector.folder())
