@@ -20,7 +20,8 @@ pub fn run(data: &[u8]) {
             Some((older.unwrap_or(setting.variable), String::from_utf8_lossy(value).into_owned()))
         })
         .collect();
-    let limit = (64 << 10) + 512 * data.len();
+    // The parser of TOML makes a table of each dot in a key: about 1 KiB.
+    let limit = (64 << 10) + 2048 * data.len();
     let (settings, problems) = crate::memory::within(limit, || {
         let variable = |name: &str| {
             if name == CONFIG_VARIABLE && !file.is_empty() {
