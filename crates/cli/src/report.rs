@@ -73,7 +73,9 @@ fn write_page(arguments: &Arguments, page: &str, session: &Session) -> anyhow::R
         Ok(()) => Ok(Some(path)),
         Err(error) => {
             let path = path.display();
-            say::problem(&format!("cannot write the page {path}: {error}; make room, or name another file with `--html`"));
+            say::problem(&format!(
+                "cannot write the page {path}: {error}; make room, or name another file with `--html`"
+            ));
             Ok(None)
         }
     }
