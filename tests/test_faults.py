@@ -297,6 +297,28 @@ def test_a_profiled_command_finds_signals_as_it_would_without_us(output: Path, i
         assert seen(launcher, *way) == seen(), way
 
 
+def test_a_command_that_takes_an_ignored_signal_after_all_gets_it(output: Path) -> None:
+    """As vLLM does with SIGINT, also where a shell had it ignored."""
+    takes = (
+        "import os, signal\n"
+        "assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "print('got', signal.sigwait([signal.SIGINT]).name)\n"
+    )
+    done = subprocess.run(
+        [BIN / "profilemate", "run", "--", sys.executable, "-c", takes],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(output),
+        timeout=LIMIT_SECONDS,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert (done.returncode, done.stdout) == (0, "got SIGINT\n"), done.stderr
+
+
 def test_a_temporary_folder_that_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
     """With no output folder named, sessions go below `/tmp`."""
     prefix = with_tmpfs(Path("/tmp"), "ro", [])

@@ -15,12 +15,14 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Has a command ignore the signal.
-pub(crate) fn ignore_in(command: &mut Command, signal: i32) {
-    // SAFETY: what runs between fork and exec makes one system call.
+/// Has a command ignore the signals.
+pub(crate) fn ignore_in(command: &mut Command, signals: Vec<i32>) {
+    // SAFETY: what runs between fork and exec makes system calls and nothing else.
     unsafe {
         command.pre_exec(move || {
-            libc::signal(signal, libc::SIG_IGN);
+            for signal in &signals {
+                libc::signal(*signal, libc::SIG_IGN);
+            }
             Ok(())
         });
     }
