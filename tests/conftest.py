@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("support")
+
+from support.driven import Scenarios  # noqa: E402  # its asserts are rewritten, too
 
 ROOT = Path(__file__).parents[1]
 LOG_FOLDERS = pytest.StashKey[list[Path]]()
@@ -39,6 +41,15 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     subprocess.run([sys.executable, ROOT / "scripts" / "make_models.py", folder, "tiny-llama"], check=True)
     return folder / "tiny-llama"
+
+
+@pytest.fixture(scope="session")
+def scenarios(tiny_llama: Path, log_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scenarios]:
+    started = Scenarios(tiny_llama, tmp_path_factory.mktemp("scenarios"), log_folder / "scenarios.log")
+    try:
+        yield started
+    finally:
+        started.clean_up()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,8 +7,6 @@ way.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +15,14 @@ from support.driven import Driven, Scenarios
 
 
 @pytest.fixture(scope="module")
-def broken(tiny_llama: Path, log_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driven]:
-    started = Scenarios(tiny_llama, tmp_path_factory.mktemp("broken"), log_folder / "broken.log")
-    try:
-        yield started.run(
-            "broken",
-            variables={"PROFILEMATE_SEGMENT_BYTES": "65536"},
-            folder=str(tmp_path_factory.mktemp("cases")),
-            storms=list(range(6)),
-            everything=os.environ.get("PROFILEMATE_ALL_FAULTS") == "1",
-        )
-    finally:
-        started.clean_up()
+def broken(scenarios: Scenarios, tmp_path_factory: pytest.TempPathFactory) -> Driven:
+    return scenarios.run(
+        "broken",
+        variables={"PROFILEMATE_SEGMENT_BYTES": "65536"},
+        folder=str(tmp_path_factory.mktemp("cases")),
+        storms=list(range(6)),
+        everything=os.environ.get("PROFILEMATE_ALL_FAULTS") == "1",
+    )
 
 
 def test_whatever_is_broken_vllm_gives_the_same(broken: Driven) -> None:

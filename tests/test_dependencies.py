@@ -1,6 +1,7 @@
-"""What we depend on: licences and sources of crates, by the list in deny.toml; nothing in Python; pinned files in JS.
+"""What we depend on: licences and sources of crates, by the list in deny.toml, and what was known against them when
+that was last fetched; nothing in Python; pinned files in JS.
 
-`cargo deny check` says the same of crates where it is installed, and knows of advisories (docs/security.md).
+`cargo deny check` says the same of crates where it is installed, and knows what is known today (docs/security.md).
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import json
 import re
 import subprocess
 from pathlib import Path
+
+import pytest
+
+import advisories
 
 ROOT = Path(__file__).parents[1]
 VENDORED = ROOT / "crates" / "output" / "src" / "html" / "vendor" / "uplot"
@@ -51,6 +56,38 @@ def test_every_crate_has_a_licence_and_a_source_that_are_allowed() -> None:
     assert not_allowed == []
     sources = {package["source"] for package in packages}
     assert sources == {None, "registry+https://github.com/rust-lang/crates.io-index"}
+
+
+def test_no_crate_has_a_known_vulnerability() -> None:
+    known = json.loads(advisories.KEPT.read_text(encoding="utf-8"))["crates"]
+    assert sum(map(len, known.values())) > 1000
+    for lock in (ROOT / "Cargo.lock", ROOT / "fuzz" / "Cargo.lock"):
+        text = lock.read_text(encoding="utf-8")
+        assert len(advisories.locked(text)) > 100
+        assert any(name in known for name, _ in advisories.locked(text))
+        assert advisories.problems(text, known) == []
+    old = '[[package]]\nname = "time"\nversion = "0.1.43"\n'
+    assert advisories.problems(old, known) == ["time 0.1.43: https://rustsec.org/advisories/RUSTSEC-2020-0071"]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "met", "not_met"),
+    [
+        (">= 1.2, < 1.4.1", ["1.2.0", "1.4.0", "1.4.1-rc.1"], ["1.1.9", "1.4.1", "1.2.0-beta"]),
+        ("^1.2.3", ["1.2.3", "1.9.0+build"], ["1.2.2", "2.0.0"]),
+        ("^0.3.1", ["0.3.1", "0.3.9"], ["0.4.0", "0.3.0"]),
+        ("^ 0.0.3", ["0.0.3"], ["0.0.4"]),
+        ("~1.2", ["1.2.0", "1.2.9"], ["1.3.0"]),
+        ("~1", ["1.9.0"], ["2.0.0"]),
+        ("0.7", ["0.7.5"], ["0.8.0"]),
+        ("= 1.0.0", ["1.0.0"], ["1.0.1"]),
+        ("<=2.0.0", ["2.0.0", "0.1.0"], ["2.0.1"]),
+        ("> 1.0", ["1.0.1"], ["1.0.0"]),
+    ],
+)
+def test_requirements_are_understood(requirement: str, met: list[str], not_met: list[str]) -> None:
+    assert [version for version in met if not advisories.meets(version, requirement)] == []
+    assert [version for version in not_met if advisories.meets(version, requirement)] == []
 
 
 def test_expressions_are_understood() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -20,8 +21,8 @@ from typing import Any
 import pytest
 
 from support.disks import with_tmpfs
-from support.processes import wait_for
-from support.tables import Session
+from support.processes import LIMIT_SECONDS, wait_for
+from support.tables import Session, completed_session
 from support.vllm import BIN, environment, profilemate
 from test_attach import CONFIG, MODULES, PLUGIN, SITE, USE, metadata
 
@@ -42,6 +43,7 @@ def until(condition):
 engine = EngineCore(config)
 """
 )
+VLLM_LOG = Path(__file__).parents[1] / "crates" / "import" / "tests" / "logs" / "real_decode.log"
 SMALL: dict[str, Any] = {"PROFILEMATE_SEGMENT_BYTES": "65536"}
 
 
@@ -215,6 +217,40 @@ def test_a_disk_that_fills_up_costs_records_and_one_line(vllm: Path, output: Pat
     assert "No space left on device" in line and "the server is not affected" in line
 
 
+#: `quota_is_used_up()`: the kernel reserves no more room for files of this process, as when a user has had his share.
+QUOTA = """
+import ctypes, errno, platform, struct
+def quota_is_used_up():
+    fallocate, seccomp = {"x86_64": (285, 317), "aarch64": (47, 277)}[platform.machine()]
+    # A filter of system calls (seccomp_filter(2)): load the number; this one fails; any other is made.
+    lines = ((0x20, 0, 0, 0), (0x15, 0, 1, fallocate), (6, 0, 0, 0x50000 | errno.EDQUOT), (6, 0, 0, 0x7fff0000))
+    class Program(ctypes.Structure): _fields_ = [("length", ctypes.c_ushort), ("lines", ctypes.c_char_p)]
+    program = Program(len(lines), b"".join(struct.pack("HBBI", *line) for line in lines))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    # Of all threads.
+    assert libc.syscall(seccomp, 1, 1, ctypes.byref(program)) == 0, os.strerror(ctypes.get_errno())
+"""
+
+
+def test_a_quota_that_is_used_up_at_the_start_costs_one_line(vllm: Path, output: Path) -> None:
+    code = "import os\n" + QUOTA + "quota_is_used_up()\n" + ENGINE + "steps(20); print('works')"
+    (line,) = ran(start(code, output, SITE, vllm))
+    assert "Disk quota exceeded" in line
+    assert line.endswith("this process is not recorded, and vLLM is not affected")
+
+
+def test_a_quota_that_is_used_up_costs_records_and_one_line(vllm: Path, output: Path) -> None:
+    told = output.with_name("told")
+    code = ENGINE + QUOTA + "steps(50); quota_is_used_up()\n" + UNTIL_IT_IS_SAID + "print('works')"
+    assert ran(start(code, output, SITE, vllm, arguments=[str(told)], **SMALL)) == []
+    (line,) = told.read_text().splitlines()
+    assert "Disk quota exceeded" in line and "the server is not affected" in line
+    found = metadata(output)
+    assert found["records_lost"] > 1000
+    assert found["counters"]["engine_steps"] >= 50
+
+
 @pytest.mark.parametrize("limit", [1 << 10, 256 << 10, 1100 << 10])
 @pytest.mark.parametrize("route", ["pythonpath", "run"])
 def test_a_limit_on_the_size_of_files_costs_one_line(vllm: Path, output: Path, limit: int, route: str) -> None:
@@ -236,19 +272,51 @@ def test_a_limit_on_the_size_of_files_costs_one_line(vllm: Path, output: Path, l
     assert "File too large" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_profiled_command_finds_signals_as_it_would_without_us(output: Path) -> None:
-    """What is ignored is inherited, and Python and the launcher ignore some for themselves."""
-    command = ["sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/self/status"]
-    plain = subprocess.run(command, capture_output=True, text=True, check=True)
-    for launcher in (["run", "--"], ["run", "--output-dir", "/proc/nowhere", "--"]):
-        profiled = subprocess.run(
-            [BIN / "profilemate", *launcher, *command],
+@pytest.mark.parametrize("ignored", [[], ["SIGHUP"], ["SIGINT", "SIGQUIT"], ["SIGTERM", "SIGUSR1", "SIGCHLD"]])
+def test_a_profiled_command_finds_signals_as_it_would_without_us(output: Path, ignored: list[str]) -> None:
+    """What is ignored is inherited, as `nohup` wants it; and Python and the launcher ignore some for themselves."""
+
+    def ignore() -> None:
+        for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGCHLD"):
+            signal.signal(signal.Signals[name], signal.SIG_IGN if name in ignored else signal.SIG_DFL)
+
+    def seen(*launcher: str | Path) -> str:
+        done = subprocess.run(
+            [*launcher, "grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"],
             capture_output=True,
             text=True,
             check=False,
             env=environment(output),
+            preexec_fn=ignore,
         )
-        assert profiled.stdout == plain.stdout, launcher
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    launcher = BIN / "profilemate"
+    for way in (["run", "--"], ["run", "--output-dir", "/proc/nowhere", "--"]):
+        assert seen(launcher, *way) == seen(), way
+
+
+def test_a_command_that_takes_an_ignored_signal_after_all_gets_it(output: Path) -> None:
+    """As vLLM does with SIGINT, also where a shell had it ignored."""
+    takes = (
+        "import os, signal\n"
+        "assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "print('got', signal.sigwait([signal.SIGINT]).name)\n"
+    )
+    done = subprocess.run(
+        [BIN / "profilemate", "run", "--", sys.executable, "-c", takes],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(output),
+        timeout=LIMIT_SECONDS,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert (done.returncode, done.stdout) == (0, "got SIGINT\n"), done.stderr
 
 
 def test_a_temporary_folder_that_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
@@ -266,6 +334,60 @@ def test_a_temporary_folder_that_cannot_be_written_costs_one_line(tmp_path: Path
         )
     (line,) = ran(done)
     assert "/tmp/vllm_profiling" in line
+
+
+#: Makes tables on a disk that has room for the first ones, and for none or a part of the next; prints what was said.
+TABLES_ON_A_FULL_DISK = """
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+profilemate, recorded, log, disk = sys.argv[1], *map(Path, sys.argv[2:])
+session = disk / "session_1"
+shutil.copytree(recorded / "raw", session / "raw")
+def files():
+    return {str(path): path.read_bytes() for path in disk.rglob("*") if path.is_file() and path.name != "filler"}
+def run(*arguments):
+    done = subprocess.run([profilemate, *map(str, arguments)], capture_output=True, text=True)
+    return [done.returncode, done.stdout, done.stderr]
+def free():
+    found = os.statvfs(disk)
+    return found.f_bavail * found.f_bsize
+commands = [
+    ["export", session], ["export", session, "--format", "both"], ["export", session, "--output", disk / "other"],
+    ["report", session], ["report", session, "--html", disk / "page.html"],
+    ["timeline", session], ["collect", session],
+    ["import", "vllm-log", log, "--output-dir", disk],
+]
+assert run("collect", session)[0] == 0
+whole, told = files(), []
+for room in (0, 8 << 10):
+    with (disk / "filler").open("wb") as filler:
+        filler.write(bytes(free() - room))
+    for command in commands:
+        name = " ".join(part for part in command if isinstance(part, str))
+        told.append([name, room, *run(*command), whole == files()])
+    (disk / "filler").unlink()
+assert run("export", session)[0] == 0
+print(json.dumps(told))
+"""
+
+
+def test_tables_without_room_are_one_sentence_and_what_was_there_stays(vllm: Path, output: Path) -> None:
+    assert ran(start(ENGINE + "steps(4000); print('works')", output, SITE, vllm)) == []
+    (session,) = output.glob("session_*")
+    disk = output.with_name("disk")
+    arguments = [str(BIN / "profilemate"), str(session), str(VLLM_LOG), str(disk)]
+    command = with_tmpfs(disk, "size=16m", [sys.executable, "-c", TABLES_ON_A_FULL_DISK, *arguments])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(output))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told) == 2 * 8
+    for name, room, code, stdout, stderr, is_as_before in told:
+        where = (name, room, code, stdout, stderr)
+        assert is_as_before, where
+        # Whoever asked for no page by its name has a summary all the same.
+        assert (code, stdout == "") == ((0, False) if name == "report" else (1, True)), where
+        (line,) = stderr.splitlines()
+        assert re.search(f"cannot write .*{disk}/.*No space left on device.*; .*[Mm]ake room", line), where
 
 
 def test_a_session_folder_that_is_deleted_meanwhile_costs_one_line(vllm: Path, output: Path) -> None:
@@ -557,3 +679,67 @@ def test_a_collector_that_stands_still_holds_nobody_up(
     # It goes on where it stood, and completes the tables.
     wait_for("the collector's end", lambda: collector_of(session) is None or None)
     assert Session(session).counters["engine_steps"] == 250
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """Our package, but for its program: the folder that goes on PYTHONPATH."""
+    ours, folder = Path(SITE).parent, tmp_path / "installed" / "profilemate"
+    (folder / "_bin").mkdir(parents=True)
+    for part in ours.iterdir():
+        if part.name != "_bin":
+            (folder / part.name).symlink_to(part)
+    return folder / "sitecustomize"
+
+
+#: Notes how long anybody waits for a process.
+NOTES_WAITS = """
+import subprocess
+waits, wait = [], subprocess.Popen.wait
+def noting_wait(process, timeout=None):
+    waits.append(timeout)
+    return wait(process, timeout)
+subprocess.Popen.wait = noting_wait
+"""
+
+
+def test_a_collector_that_hangs_at_its_start_is_not_waited_for(vllm: Path, output: Path, package: Path) -> None:
+    go_on = output.with_name("go-on")
+    os.mkfifo(go_on)
+    program = package.parent / "_bin" / "profilemate"
+    program.write_text(f'#!/bin/sh\nread _ <{go_on}\nexec {Path(SITE).parent}/_bin/profilemate "$@"\n')
+    program.chmod(0o755)
+    # When the steps are done it is let go on, and would not answer if somebody had killed it.
+    code = NOTES_WAITS + ENGINE + "steps(20); assert max(waits) <= 1; Path(sys.argv[1]).write_text('\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(go_on)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_SECONDS,
+        env=environment(output, PYTHONPATH=f"{package}:{vllm}"),
+    )
+    assert done.returncode == 0, done
+    (line,) = done.stderr.splitlines()
+    assert "has not started after 1 s; the recording goes on" in line
+    assert completed_session(output).counters["engine_steps"] == 20
+
+
+@pytest.mark.parametrize("fault", ["missing", "no program", "fails"])
+def test_a_collector_that_cannot_be_started_costs_one_line(
+    vllm: Path, output: Path, package: Path, fault: str
+) -> None:
+    program = package.parent / "_bin" / "profilemate"
+    if fault != "missing":
+        program.write_text("#!/bin/sh\nexit 3\n" if fault == "fails" else "nothing")
+        program.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE + "steps(20); print('works')"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(output, PYTHONPATH=f"{package}:{vllm}"),
+    )
+    (line,) = ran(done)
+    assert f"cannot start {program}" in line and "the recording goes on" in line
+    assert metadata(output)["counters"]["engine_steps"] == 20

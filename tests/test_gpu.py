@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 SITE = str(Path(profilemate.__file__).parent / "sitecustomize")
 
 TORCH = """
-import types, sys
+import signal, types, sys
 __version__ = "9.9"
 class _C:
     asked = 0
@@ -37,11 +37,12 @@ class _C:
     def _cuda_memoryStats(device):
         _C.memory_asked += 1
         if _C.memory_fails: raise RuntimeError("no statistics")
+        if _C.memory_signals: signal.raise_signal(signal.SIGTERM)
         def all(current, peak): return {"all": {"current": current, "peak": peak}, "small_pool": {}, "large_pool": {}}
         return {
             "allocated_bytes": all(_C.allocated, 7 << 30), "reserved_bytes": all(8 << 30, 9 << 30),
             "inactive_split_bytes": all(512, 1024), "num_alloc_retries": 2, "num_ooms": 0}
-    memory_asked, memory_fails, allocated = 0, False, 1 << 30
+    memory_asked, memory_fails, memory_signals, allocated = 0, False, False, 1 << 30
 cudart = types.SimpleNamespace(cudaMemGetInfo=lambda device: (60 << 30, 80 << 30))
 cuda = types.SimpleNamespace(
     cudart=lambda: cudart, is_available=lambda: True, is_initialized=lambda: True, current_device=lambda: 0,
@@ -484,6 +485,27 @@ def test_memory_that_cannot_be_told_costs_its_table_alone(tmp_path: Path, fake: 
     assert len(rows(session, "forward_pass_timing.csv")) == 6
     assert metadata(session)["probe_errors"] == 1
     assert json.loads((session / "gpu_memory_summary.json").read_text()) == {"gpus": []}
+
+
+def test_an_exit_while_memory_is_looked_at_is_vllms(tmp_path: Path, fake: Path) -> None:
+    """vLLM's handler of SIGTERM raises `SystemExit` wherever Python is at that moment."""
+    exits = """
+import signal
+def leave(*_): raise SystemExit("by vLLM")
+signal.signal(signal.SIGTERM, leave)
+begun = GPUModelRunner.execute_model
+def execute_model(self, output):
+    torch._C.memory_signals = output.profilemate_step == 1
+    try: return begun(self, output)
+    except SystemExit as error: print(error)
+GPUModelRunner.execute_model = execute_model
+"""
+    printed, session = run(tmp_path, fake, f"{V1_RUNNER}\n{exits}", after="print(torch._C.memory_asked)")
+    lines = printed.splitlines()
+    # It was asked in the first step, which vLLM left, and nobody complained.
+    assert (lines[0], lines[-1], len(lines)) == ("by vLLM", "3", 3), printed
+    assert metadata(session)["probe_errors"] == 0
+    assert [row["step"] for row in rows(session, "forward_pass_timing.csv")] == ["2", "3", "4", "5", "6"]
 
 
 def test_lightweight_mode_records_no_event(tmp_path: Path, fake: Path) -> None:

@@ -10,9 +10,7 @@ import json
 import random
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,16 +20,6 @@ from support.driven import Driven, Scenarios
 from support.lives import events_by_request, extra
 from support.tables import Row
 from support.vllm import BIN
-
-
-@pytest.fixture(scope="module")
-def scenarios(tiny_llama: Path, log_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scenarios]:
-    started = Scenarios(tiny_llama, tmp_path_factory.mktemp("scenarios"), log_folder / "scenarios.log")
-    try:
-        yield started
-    finally:
-        started.clean_up()
-
 
 SCRIPTED = [
     "preempted_twice",

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::run("command_line", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::command_line::run(data));

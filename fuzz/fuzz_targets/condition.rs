@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::run("condition", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::condition::run(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::run("head", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::head::run(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::run("vllm_log", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::vllm_log::run(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::run("vllm_log_line", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| profilemate_fuzz::vllm_log_line::run(data));

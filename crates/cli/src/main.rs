@@ -10,6 +10,7 @@ mod doctor;
 mod explain;
 mod export;
 mod file_size;
+mod ignored;
 mod import;
 mod package;
 mod path;

@@ -62,7 +62,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 /// somebody named is an error.
 fn write_page(arguments: &Arguments, page: &str, session: &Session) -> anyhow::Result<Option<PathBuf>> {
     if let Some(path) = &arguments.html {
-        html::write(page, path).map_err(|error| anyhow!("cannot write the page {}: {error}", path.display()))?;
+        html::write(page, path).map_err(|error| {
+            let path = path.display();
+            anyhow!("cannot write the page {path}: {error}; make room, or name another file with `--html`")
+        })?;
         return Ok(Some(path.clone()));
     }
     let path = session.folder.join(html::FILE);
@@ -70,7 +73,9 @@ fn write_page(arguments: &Arguments, page: &str, session: &Session) -> anyhow::R
         Ok(()) => Ok(Some(path)),
         Err(error) => {
             let path = path.display();
-            say::problem(&format!("cannot write the page {path}: {error}; --html FILE names another place"));
+            say::problem(&format!(
+                "cannot write the page {path}: {error}; make room, or name another file with `--html`"
+            ));
             Ok(None)
         }
     }

@@ -18,7 +18,7 @@ use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
-use crate::{file_size, package, say};
+use crate::{file_size, ignored, package, say};
 
 /// How long the processes that the command leaves behind may take to end.
 const LEFT_BEHIND: Duration = Duration::from_secs(30);
@@ -108,8 +108,12 @@ fn run_profiled(
     site: &Path,
     collector: &Collector,
 ) -> ExitCode {
+    // What whoever started us ignores the command ignores, as without us: under `nohup` it outlives its terminal. We are told
+    // nevertheless: it may have its own way with a signal that is sent to us.
+    let watched = [SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD];
+    let ignored: Vec<i32> = watched.into_iter().filter(|signal| ignored::is_ignored(*signal)).collect();
     // Before the child is there: no signal may get lost in between.
-    let signals = SignalsInfo::<WithOrigin>::new([SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD]);
+    let signals = SignalsInfo::<WithOrigin>::new(watched);
     let mut signals = match signals {
         Ok(signals) => signals,
         Err(error) => {
@@ -121,6 +125,7 @@ fn run_profiled(
     let mut log = open_log(collector.folder(), arguments);
     let mut command = Command::new(&arguments.command[0]);
     file_size::restore_signal_in(&mut command);
+    ignored::ignore_in(&mut command, ignored.clone());
     let child = command
         .args(&arguments.command[1..])
         .env(internal::SESSION, collector.folder())
@@ -146,7 +151,7 @@ fn run_profiled(
         push_exit(log, child.id(), status);
     }
     refresher.stop();
-    wait_for_writers(collector, &mut signals);
+    wait_for_writers(collector, &mut signals, &ignored);
     if let Some(log) = log {
         log.close();
     }
@@ -238,7 +243,7 @@ fn pass_on(child: &Child, origin: &Origin) {
 }
 
 /// vLLM's engine and workers may outlive the command by a moment, or longer when they hang.
-fn wait_for_writers(collector: &Collector, signals: &mut SignalsInfo<WithOrigin>) {
+fn wait_for_writers(collector: &Collector, signals: &mut SignalsInfo<WithOrigin>, ignored: &[i32]) {
     let began = Instant::now();
     let mut told = false;
     loop {
@@ -248,7 +253,9 @@ fn wait_for_writers(collector: &Collector, signals: &mut SignalsInfo<WithOrigin>
         }
         let names: Vec<&str> = left.iter().map(|log| log.name.as_str()).collect();
         let names = names.join(", ");
-        let asked = signals.pending().any(|origin| matches!(origin.signal, SIGINT | SIGTERM | SIGHUP | SIGQUIT));
+        let asked = signals.pending().any(|origin| {
+            matches!(origin.signal, SIGINT | SIGTERM | SIGHUP | SIGQUIT) && !ignored.contains(&origin.signal)
+        });
         if asked || began.elapsed() >= LEFT_BEHIND {
             say::problem(&format!(
                 "still running: {names}; the tables hold what was recorded so far \

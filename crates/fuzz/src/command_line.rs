@@ -6,7 +6,7 @@ use profilemate_redact::{command_line, text};
 const SECRET: &str = "Zq9xVdJw7";
 
 /// Input: where the secret stands, in which form, and the words of a command, separated by NUL.
-pub(crate) fn run(mut data: &[u8]) {
+pub fn run(mut data: &[u8]) {
     let place = usize::from(crate::byte(&mut data));
     let form = crate::byte(&mut data);
     let found = String::from_utf8_lossy(data);

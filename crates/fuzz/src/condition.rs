@@ -7,7 +7,7 @@ use profilemate_output::text::{json, visible};
 use profilemate_session::Name;
 
 /// Input: a text.
-pub(crate) fn run(data: &[u8]) {
+pub fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     crate::memory::within(1 << 20, || match Condition::parse(&text) {
         Ok(condition) => {

@@ -11,7 +11,7 @@ const COUNTERS_BYTES: usize = 80;
 /// Input: a mode, the place of a cut, and either a head as it is (mode 0) or one in short form: identity, counters, one byte
 /// that says how many bytes of anchors follow in each bank, in groups of eight, those, and text. Modes: 2 = what the reader
 /// wants to see first is put in place, and the identity's checksum made right; 4 = so are the texts' checksums.
-pub(crate) fn run(mut data: &[u8]) {
+pub fn run(mut data: &[u8]) {
     let mode = crate::byte(&mut data);
     let cut = crate::number(&mut data);
     let bytes = if mode == 0 { data.to_vec() } else { expanded(data, mode) };

@@ -15,7 +15,7 @@ use profilemate_session::Session;
 const PARQUET_EVERY: u8 = 64;
 
 /// Input: a byte that says what is made beside tables and summary, and the script of a session.
-pub(crate) fn run(mut data: &[u8]) {
+pub fn run(mut data: &[u8]) {
     let what = crate::byte(&mut data);
     let files = crate::pieces::files(data);
     crate::scratch::with_folder(|folder| {

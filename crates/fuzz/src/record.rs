@@ -3,7 +3,7 @@
 use profilemate_format::record::{PAYLOAD_WORDS, RECORD_BYTES, Record, Slot, commit_word, read_slot};
 
 /// Input: the number of a slot, and words.
-pub(crate) fn run(mut data: &[u8]) {
+pub fn run(mut data: &[u8]) {
     let slot = u32::try_from(crate::number(&mut data)).unwrap_or(0);
     let mut words = [0; PAYLOAD_WORDS];
     for word in &mut words {

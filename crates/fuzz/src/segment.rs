@@ -5,7 +5,7 @@ use profilemate_format::segment::{HEADER_BYTES, MAX_SLOTS, SegmentHeader};
 
 /// Input: a mode, the place of a cut, and a segment's bytes. Modes: 1 = the header's checksum is made right; 2 = so are the
 /// records'.
-pub(crate) fn run(mut data: &[u8]) {
+pub fn run(mut data: &[u8]) {
     let mode = crate::byte(&mut data);
     let cut = crate::number(&mut data);
     let mut segment = data.to_vec();

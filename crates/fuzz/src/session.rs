@@ -18,7 +18,7 @@ const LOG_BYTES: usize = 600 << 10;
 const BYTES_PER_BYTE: usize = 64;
 
 /// Input: whether and where a segment is cut (one byte that chooses it, two for the place), and the script of a session.
-pub(crate) fn run(mut data: &[u8]) {
+pub fn run(mut data: &[u8]) {
     let chosen = usize::from(crate::byte(&mut data));
     let cut = crate::number(&mut data);
     let files = pieces::files(data);

@@ -6,7 +6,7 @@ use profilemate_settings::{CONFIG_VARIABLE, Kind, SETTINGS, Settings, Value};
 
 /// Input: the configuration file; behind a NUL, lines that each begin with the number of a setting and give the value of its
 /// variable (or, where it has one and the number is odd, of its older one).
-pub(crate) fn run(data: &[u8]) {
+pub fn run(data: &[u8]) {
     let mut parts = data.splitn(2, |byte| *byte == 0);
     let file = parts.next().unwrap_or_default();
     let variables: Vec<(&str, String)> = parts
@@ -20,7 +20,8 @@ pub(crate) fn run(data: &[u8]) {
             Some((older.unwrap_or(setting.variable), String::from_utf8_lossy(value).into_owned()))
         })
         .collect();
-    let limit = (64 << 10) + 512 * data.len();
+    // The parser of TOML makes a table of each dot in a key: about 1 KiB.
+    let limit = (64 << 10) + 2048 * data.len();
     let (settings, problems) = crate::memory::within(limit, || {
         let variable = |name: &str| {
             if name == CONFIG_VARIABLE && !file.is_empty() {

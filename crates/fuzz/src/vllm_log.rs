@@ -6,7 +6,7 @@ use profilemate_import::vllm_log::import;
 use profilemate_session::{Payload, Session};
 
 /// Input: four bytes that say when the log ended, in seconds since 1970, and the log.
-pub(crate) fn run(mut data: &[u8]) {
+pub fn run(mut data: &[u8]) {
     let until = i64::try_from(crate::number(&mut data) | crate::number(&mut data) << 16).unwrap_or(0);
     crate::scratch::with_folder(|folder| {
         let limit = (2 << 20) + 256 * data.len();

@@ -3,7 +3,7 @@
 use profilemate_import::vllm_log::{Iteration, Kind, Line};
 
 /// Input: a line.
-pub(crate) fn run(data: &[u8]) {
+pub fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let line = crate::memory::within(8192 + 64 * text.len(), || Line::parse(&text));
     if let Some(stamp) = line.stamp {

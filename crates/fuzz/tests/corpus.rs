@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use profilemate_fuzz::{TARGETS, run};
+use profilemate_fuzz::TARGETS;
 
 fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
@@ -21,16 +21,17 @@ fn inputs(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 fn replay(target: &str) {
+    let (_, run) = TARGETS.iter().find(|(name, _)| *name == target).unwrap();
     let inputs = inputs(target);
     assert!(!inputs.is_empty(), "there is no corpus of {target}");
     for (path, data) in inputs {
         // On a failure, this says which input it was.
         println!("{}", path.display());
-        run(target, &data);
-        run(target, &data[..data.len() / 2]);
-        run(target, &data[data.len() / 3..]);
+        run(&data);
+        run(&data[..data.len() / 2]);
+        run(&data[data.len() / 3..]);
     }
-    run(target, &[]);
+    run(&[]);
 }
 
 macro_rules! replays {
@@ -49,7 +50,7 @@ macro_rules! replays {
                 assert!(tested.contains(&target), "{target} has no test here");
                 let program = fuzz().join(format!("fuzz_targets/{target}.rs"));
                 let text = fs::read_to_string(program).unwrap();
-                assert!(text.contains(&format!("run(\"{target}\"")), "{target}");
+                assert!(text.contains(&format!("profilemate_fuzz::{target}::run(")), "{target}");
             }
             assert_eq!(tested.len(), TARGETS.len());
         }

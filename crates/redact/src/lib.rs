@@ -40,8 +40,23 @@ pub fn words<'a>(words: impl Iterator<Item = &'a str>) -> Vec<String> {
         .collect()
 }
 
-/// One word of a command. A script for a shell is one word of its command, and has words itself.
+/// One word of a command, looked at until there is nothing left to hide: without what was hidden, something else may look like
+/// a secret.
 fn word(found: &str) -> String {
+    let mut shown = looked_at_once(found);
+    // Each time hides something, so it ends; if it did not, this would.
+    for _ in 0..found.len() {
+        let again = looked_at_once(&shown);
+        if again == shown {
+            break;
+        }
+        shown = again;
+    }
+    shown
+}
+
+/// A script for a shell is one word of its command, and has words itself.
+fn looked_at_once(found: &str) -> String {
     let plain = text::without_secrets(found);
     if !plain.contains(char::is_whitespace) {
         return plain;
@@ -138,6 +153,8 @@ mod tests {
             ("api_key: s\nport: 1", "api_key: ***\nport: 1"),
             ("--kv-transfer-config.extra.api_key=s", "--kv-transfer-config.extra.api_key=***"),
             ("postgres://u:p/w@h/db", "postgres://***@h/db"),
+            // With the token hidden, what stands there is a user's part.
+            ("s://x_TOKEN=?y\0:z/@h", "s://***@h"),
             ("hf://org/model@main http://h:80/a@b http://t@h", "hf://org/model@main http://h:80/a@b http://***@h"),
         ] {
             assert_eq!(text(word), shown);

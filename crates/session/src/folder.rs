@@ -166,7 +166,7 @@ fn read_segment_header(path: &Path) -> io::Result<(u64, Header, Option<FormatErr
     Ok((length, Some(header), None))
 }
 
-/// Reads a header in which one byte is damaged: the checksum tells when the right one was put back. (A header of
+/// Reads a header in which one byte is damaged: the checksum in its last four bytes tells which, and what it was. (A header of
 /// another version or machine has a checksum of its own, which no single byte makes ours.)
 fn mend<T>(
     bytes: &[u8],
@@ -176,24 +176,49 @@ fn mend<T>(
 ) -> Option<T> {
     // Where more than one of the bytes is wrong that are the same in every such file, this is none, or damaged beyond that.
     let fixed = (0..8).zip(magic).chain((12..16).zip(ENDIAN_MARK.to_le_bytes()));
-    let wrong: Vec<usize> = fixed.filter(|(at, byte)| bytes.get(*at) != Some(byte)).map(|(at, _)| at).collect();
-    let places = match wrong[..] {
-        [] => 0..header_bytes.min(bytes.len()),
-        [at] if at < bytes.len() => at..at + 1,
-        _ => return None,
-    };
-    let mut bytes = bytes.to_vec();
-    for at in places {
-        let found = bytes[at];
-        for byte in 0..=u8::MAX {
-            bytes[at] = byte;
-            if let Ok(mended) = parse(&bytes) {
-                return Some(mended);
-            }
-        }
-        bytes[at] = found;
+    if fixed.filter(|(at, byte)| bytes.get(*at) != Some(byte)).count() > 1 {
+        return None;
     }
-    None
+    let (content, checksum) = bytes.get(..header_bytes)?.split_last_chunk::<4>()?;
+    let expected = crc32fast::hash(content);
+    let mut bytes = bytes.to_vec();
+    if let Some((at, change)) = wrong_byte(content.len(), u32::from_le_bytes(*checksum) ^ expected) {
+        bytes[at] ^= change;
+    } else {
+        // It is a byte of the checksum, or more than one byte.
+        let right = expected.to_le_bytes();
+        if right.iter().zip(checksum).filter(|(right, found)| right != found).count() != 1 {
+            return None;
+        }
+        bytes[content.len()..header_bytes].copy_from_slice(&right);
+    }
+    parse(&bytes).ok()
+}
+
+/// The place of the one wrong byte in a content of this length, and what to change in it (XOR), by how its CRC-32 differs from
+/// the one that it should have (XOR). Of more places than one it is the first.
+///
+/// What a changed byte does to the checksum depends on nothing but the change and the number of bytes behind it, each of
+/// which shifts it further. So it is shifted back, and compared with what a change of the last byte does.
+fn wrong_byte(length: usize, difference: u32) -> Option<(usize, u8)> {
+    if difference == 0 {
+        return None;
+    }
+    let of_last = |byte: u8| crc32fast::hash(&[byte]) ^ crc32fast::hash(&[0]);
+    // By the highest byte, which is another one for each.
+    let mut by_top = [(0, 0); 256];
+    for byte in 0..=u8::MAX {
+        by_top[(of_last(byte) >> 24) as usize] = (byte, of_last(byte));
+    }
+    let (mut shifted, mut found) = (difference, None);
+    for at in (0..length).rev() {
+        let (byte, effect) = by_top[(shifted >> 24) as usize];
+        if shifted == effect {
+            found = Some((at, byte));
+        }
+        shifted = (shifted ^ effect) << 8 | u32::from(byte);
+    }
+    found
 }
 
 /// Reads a head; `None` (and a note) when nothing of it can be used.
@@ -487,5 +512,46 @@ fn calibrate(logs: &mut [Log]) {
                 log.clock.borrow_rate(&best);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_one_wrong_byte_is_found_by_the_checksum() {
+        for length in [1, 60, 252] {
+            let content: Vec<u8> = (0..=u8::MAX).map(|at| at.wrapping_mul(37)).take(length).collect();
+            let sound = crc32fast::hash(&content);
+            for at in 0..length {
+                for change in [1, 2, 0x5a, 0x80, 0xff] {
+                    let mut damaged = content.clone();
+                    damaged[at] ^= change;
+                    let difference = crc32fast::hash(&damaged) ^ sound;
+                    assert_eq!(wrong_byte(length, difference), Some((at, change)));
+                }
+            }
+            assert_eq!(wrong_byte(length, 0), None);
+        }
+    }
+
+    #[test]
+    fn a_header_with_one_wrong_byte_is_read_as_it_was() {
+        let header = SegmentHeader { log_id: [7; 16], index: 3, slots: 1023 };
+        let sound = header.to_bytes();
+        for at in 0..HEADER_BYTES {
+            for change in [1, 2, 0x5a, 0x80, 0xff] {
+                let mut bytes = sound.to_vec();
+                bytes[at] ^= change;
+                let mended = mend(&bytes, segment::MAGIC, HEADER_BYTES, SegmentHeader::parse);
+                assert_eq!(mended, Some(header), "{at} {change}");
+            }
+        }
+        let mut twice = sound.to_vec();
+        twice[20] ^= 1;
+        twice[40] ^= 1;
+        assert_eq!(mend(&twice, segment::MAGIC, HEADER_BYTES, SegmentHeader::parse), None);
+        assert_eq!(mend(&sound[..20], segment::MAGIC, HEADER_BYTES, SegmentHeader::parse), None);
     }
 }

@@ -110,7 +110,7 @@ pub enum Error {
         reason: io::Error,
     },
     /// A raw log cannot be written.
-    #[error("{reason}")]
+    #[error("{reason}; nothing was imported. Make room, or choose another folder with `--output-dir`")]
     Write {
         /// Which file, and what the system said.
         reason: profilemate_record::Error,
