@@ -225,7 +225,9 @@ def test_sampled_layers_of_each_step(tmp_path: Path, fake: Path, graphs: bool) -
 
 
 def test_all_layers_of_some_steps(tmp_path: Path, fake: Path) -> None:
-    _, session = run(tmp_path, fake, experts=True, steps=64, PROFILEMATE_LAYERS="all", PROFILEMATE_LAYERS_EVERY="16")
+    _, session = run(
+        tmp_path, fake, experts=True, steps=64, PROFILEMATE_LAYERS="all", PROFILEMATE_LAYERS_EVERY="16"
+    )
     attention = of(session, "attention")
     steps = sorted({int(row["step"]) for row in attention})
     # The first one, and one of each sixteen.

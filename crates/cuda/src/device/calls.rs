@@ -189,7 +189,12 @@ impl DeviceCalls {
     ///
     /// # Safety
     /// They are there, aligned to 8 bytes, and are ours.
-    pub(crate) unsafe fn write_word(&self, to: DevicePointer, value: u64, stream: Stream) -> Option<Result<(), Failure>> {
+    pub(crate) unsafe fn write_word(
+        &self,
+        to: DevicePointer,
+        value: u64,
+        stream: Stream,
+    ) -> Option<Result<(), Failure>> {
         let function = self.stream_write_value?;
         // SAFETY: by the caller's promise. 0: `CU_STREAM_WRITE_VALUE_DEFAULT`.
         Some(check(unsafe { function(stream.0 as Handle, to.0, value, 0) }))
