@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from support.disks import with_tmpfs
+from support.disks import with_read_only, with_tmpfs
 from support.processes import LIMIT_SECONDS, wait_for
 from support.tables import Session, completed_session
 from support.vllm import BIN, environment, profilemate
@@ -321,7 +321,7 @@ def test_a_command_that_takes_an_ignored_signal_after_all_gets_it(output: Path) 
 
 def test_a_temporary_folder_that_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
     """With no output folder named, sessions go below `/tmp`."""
-    prefix = with_tmpfs(Path("/tmp"), "ro", [])
+    prefix = with_read_only(Path("/tmp"), [])
     variables = {name: value for name, value in environment(tmp_path).items() if name != "PROFILEMATE_OUTPUT_DIR"}
     with TemporaryDirectory(dir="/var/tmp") as folder:
         write_modules(Path(folder))

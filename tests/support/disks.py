@@ -36,3 +36,17 @@ def with_tmpfs(folder: Path, options: str, command: list[str]) -> list[str]:
         pytest.skip(f"this system permits nobody to mount in a namespace of his own: {unshare[1]}")
     folder.mkdir(exist_ok=True)
     return [*unshare, "sh", "-c", _MOUNT, "sh", options, str(folder), *command]
+
+
+#: What is in it stays readable, for this checkout may be there; an empty one, where that may not be done.
+_READ_ONLY = """{ mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" || mount -t tmpfs -o ro tmpfs "$1"; } &&
+shift && exec "$@"
+"""
+
+
+def with_read_only(folder: Path, command: list[str]) -> list[str]:
+    """The command, run where nobody can write to the folder."""
+    unshare = _unshare()
+    if not unshare[0]:
+        pytest.skip(f"this system permits nobody to mount in a namespace of his own: {unshare[1]}")
+    return [*unshare, "sh", "-c", _READ_ONLY, "sh", str(folder), *command]
